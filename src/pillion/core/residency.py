@@ -1,0 +1,193 @@
+"""Which versions are in one engine's memory: the states, their transitions, and the plan from a grant.
+
+    registered → loading → loaded → evicting → registered        loading → failed → loading (only when asked)
+
+Pure: the agent applies what `plan` says, moves the `Table` as the engine confirms, and plans again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from pillion.core.replica import Failure, GrantEntry, Proof, Residency, ResidencyState
+
+OCCUPYING: frozenset[ResidencyState] = frozenset({"loading", "loaded", "evicting"})
+_LEGAL: dict[ResidencyState, frozenset[ResidencyState]] = {
+    "registered": frozenset({"loading"}),
+    "loading": frozenset({"loaded", "failed"}),
+    "loaded": frozenset({"evicting"}),
+    "evicting": frozenset({"registered"}),
+    "failed": frozenset({"loading", "registered"}),
+}
+
+Value = Callable[[Residency], float]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load this version now: there is a free slot for it."""
+
+    entry: GrantEntry
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Fence this version, drain it, take it out of the engine."""
+
+    engine_name: str
+
+
+Action = Load | Unload
+
+
+class IllegalTransitionError(Exception):
+    """A state was to follow one it cannot follow: a bug of the caller, never a client's mistake."""
+
+
+def last_touched(row: Residency) -> float:
+    """The value of a resident version by recency: when it was last used, else since when it is there."""
+    return row.since if row.last_used is None else row.last_used
+
+
+def plan(
+    residency: Mapping[str, Residency],
+    entries: Sequence[GrantEntry],
+    slots: int,
+    now: float,
+    retry: Collection[str] = (),
+    *,
+    in_flight: Collection[str] = (),
+    value: Value = last_touched,
+) -> list[Action]:
+    """What to do now, so that the engine comes to hold `entries`. All may be applied at the same time.
+
+    `slots` is all the engine has (`LoraSpec.slots`: max_adapters + 1). The last one is the surge slot, used
+    only by a flip: a version whose adapter has another version in the engine. A load appears only when its
+    slot is free already; where there is none, unloads that make room come first, the load in a later plan.
+
+    Attached and pinned entries go before the others and push out unpinned loads without requests in flight
+    (names in `in_flight` have some), the least by `value` first. Unpinned loads push out nothing here. What
+    is expired at `now` or no longer in `entries` is unloaded. Versions in `loading` or `evicting` are left
+    alone; `failed` ones are loaded again only if in `retry`.
+    """
+    wanted = {entry.engine_name: entry for entry in entries if not expired(entry, now)}
+    unloads = [name for name, row in residency.items() if row.state == "loaded" and name not in wanted]
+    missing = [entry for name, entry in wanted.items() if _loadable(residency.get(name), name in retry)]
+    missing.sort(key=evictable)  # stable: held entries first, else in the order of the grant
+
+    occupied = [name for name, row in residency.items() if row.state in OCCUPYING]
+    loads, waiting = _fit(missing, occupied, slots)
+    leaving = len(unloads) + sum(row.state == "evicting" for row in residency.values())
+    short = sum(not evictable(entry) for entry in waiting) - leaving
+    unloads += victims(residency, wanted.values(), in_flight, value)[: max(0, short)]
+    return [*(Unload(name) for name in unloads), *(Load(entry) for entry in loads)]
+
+
+def expired(entry: GrantEntry, now: float) -> bool:
+    return entry.expires_at is not None and entry.expires_at <= now
+
+
+def evictable(entry: GrantEntry) -> bool:
+    """Whether room may be made at this entry's cost: never for an attached or pinned one."""
+    return entry.hold == "loaded" and not entry.pinned
+
+
+def victims(
+    residency: Mapping[str, Residency],
+    entries: Iterable[GrantEntry],
+    in_flight: Collection[str] = (),
+    value: Value = last_touched,
+) -> list[str]:
+    """The loaded versions that may be evicted now, the least valuable first. Those in `in_flight` may not."""
+    rows = (residency.get(entry.engine_name) for entry in entries if evictable(entry))
+    loaded = [row for row in rows if row is not None and row.state == "loaded"]
+    idle = [row for row in loaded if row.engine_name not in in_flight]
+    return [row.engine_name for row in sorted(idle, key=lambda row: (value(row), row.engine_name))]
+
+
+def _loadable(row: Residency | None, asked: bool) -> bool:
+    return row is None or row.state == "registered" or (row.state == "failed" and asked)
+
+
+def _fit(
+    missing: Sequence[GrantEntry], occupied: Sequence[str], slots: int
+) -> tuple[list[GrantEntry], list[GrantEntry]]:
+    """Those of `missing` that have a slot now, and those that must wait."""
+    loads: list[GrantEntry] = []
+    waiting: list[GrantEntry] = []
+    adapters = {name.partition("@")[0] for name in occupied}
+    for entry in missing:
+        room = slots if entry.adapter_id in adapters else slots - 1
+        if len(occupied) + len(loads) < room:
+            loads.append(entry)
+            adapters.add(entry.adapter_id)
+        else:
+            waiting.append(entry)
+    return loads, waiting
+
+
+class Table:
+    """The residency of every version on one replica. Each method is one transition; an illegal one raises
+    `IllegalTransitionError` and changes nothing. `now` is in seconds since the epoch.
+    """
+
+    def __init__(self, rows: Iterable[Residency] = ()) -> None:
+        self._rows = {row.engine_name: row for row in rows}
+
+    @property
+    def rows(self) -> Mapping[str, Residency]:
+        return self._rows
+
+    def occupied(self) -> int:
+        return sum(row.state in OCCUPYING for row in self._rows.values())
+
+    def register(self, engine_name: str, now: float) -> None:
+        """Make a version known. One that is known already is left as it is."""
+        self._rows.setdefault(engine_name, Residency(engine_name, "registered", now))
+
+    def begin_load(self, engine_name: str, now: float) -> Residency:
+        self.register(engine_name, now)
+        return self._move(engine_name, "loading", now, failure=None, proof=None, load_ms=None)
+
+    def loaded(self, engine_name: str, now: float, proof: Proof | None, load_ms: float) -> Residency:
+        return self._move(engine_name, "loaded", now, proof=proof, load_ms=load_ms)
+
+    def failed(self, engine_name: str, now: float, failure: Failure) -> Residency:
+        """The load came to nothing and the engine does not hold it."""
+        return self._move(engine_name, "failed", now, failure=failure)
+
+    def begin_unload(self, engine_name: str, now: float) -> Residency:
+        return self._move(engine_name, "evicting", now)
+
+    def unloaded(self, engine_name: str, now: float) -> Residency:
+        """The engine was asked again and no longer has it."""
+        return self._move(engine_name, "registered", now, proof=None, load_ms=None)
+
+    def used(self, engine_name: str, now: float) -> None:
+        row = self._rows[engine_name]
+        self._rows[engine_name] = msgspec.structs.replace(row, last_used=max(now, row.last_used or now))
+
+    def forget(self, engine_name: str) -> None:
+        """Drop a version that takes no slot. One that does must be unloaded first."""
+        row = self._rows.get(engine_name)
+        if row is not None and row.state in OCCUPYING:
+            raise IllegalTransitionError(f"{engine_name} is {row.state} and cannot be forgotten")
+        self._rows.pop(engine_name, None)
+
+    def engine_lost(self, now: float) -> None:
+        """The engine is gone and all it held with it. Failures are kept: the same bytes would fail again."""
+        for name, row in self._rows.items():
+            if row.state in OCCUPYING:
+                self._rows[name] = Residency(name, "registered", now, last_used=row.last_used)
+
+    def _move(self, engine_name: str, state: ResidencyState, now: float, **facts: object) -> Residency:
+        row = self._rows.get(engine_name)
+        if row is None or state not in _LEGAL[row.state]:
+            known = row.state if row else "unknown"
+            raise IllegalTransitionError(f"{engine_name} is {known} and cannot become {state}")
+        moved = msgspec.structs.replace(row, state=state, since=now, **facts)
+        self._rows[engine_name] = moved
+        return moved
