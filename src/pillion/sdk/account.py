@@ -1,0 +1,86 @@
+"""The account behind the key: its API keys, its usage; and for the operator, all accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pillion.sdk.transport import Transport, segment
+from pillion.sdk.types import Account, Key, read
+
+
+class Keys:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self, *, limit: int | None = None) -> Iterator[Key]:
+        return self._transport.pages(Key, "/v1/keys", limit=limit)
+
+    def create(self, name: str, *, scopes: Sequence[str] | None = None) -> Key:
+        """A new key. Its text, in `key`, is never shown again."""
+        wanted: dict[str, Any] = {"name": name}
+        if scopes is not None:
+            wanted["scopes"] = [*scopes]
+        return read(Key, self._transport.send("POST", "/v1/keys", json=wanted))
+
+    def revoke(self, key: str) -> dict[str, Any]:
+        """Answered when the gateways refuse the key; the answer names those that have not confirmed it."""
+        return self._transport.send("DELETE", f"/v1/keys/{segment(key)}") or {}
+
+
+class OwnAccount:
+    """The account of the client's key."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def get(self) -> Account:
+        return read(Account, self._transport.get("/v1/account"))
+
+    def set_hf_token(self, token: str) -> None:
+        """The Hugging Face token that opens private repos. It is stored encrypted and never given back."""
+        self._transport.send("PUT", "/v1/account/hf-token", json={"token": token})
+
+    def delete_hf_token(self) -> None:
+        self._transport.send("DELETE", "/v1/account/hf-token")
+
+
+class Usage:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def summary(self, *, window: str = "24h", group_by: str = "model") -> dict[str, Any]:
+        """`window`: 24h, 7d, 30d, month. `group_by`: model, adapter, key, day."""
+        query = {"window": window, "group_by": group_by}
+        found: dict[str, Any] = self._transport.get("/v1/usage/summary", query)
+        return found
+
+
+class AdminAccounts:
+    """All accounts, for a key with the scope `admin`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self, *, limit: int | None = None) -> Iterator[Account]:
+        return self._transport.pages(Account, "/v1/admin/accounts", limit=limit)
+
+    def get(self, account: str) -> Account:
+        return read(Account, self._transport.get(f"/v1/admin/accounts/{segment(account)}"))
+
+    def create(self, name: str, *, tier: str | None = None) -> Account:
+        wanted = {"name": name} if tier is None else {"name": name, "tier": tier}
+        return read(Account, self._transport.send("POST", "/v1/admin/accounts", json=wanted))
+
+    def create_key(self, account: str, name: str, *, scopes: Sequence[str] | None = None) -> Key:
+        wanted: dict[str, Any] = {"name": name}
+        if scopes is not None:
+            wanted["scopes"] = [*scopes]
+        return read(
+            Key, self._transport.send("POST", f"/v1/admin/accounts/{segment(account)}/keys", json=wanted)
+        )
+
+
+class Admin:
+    def __init__(self, transport: Transport) -> None:
+        self.accounts = AdminAccounts(transport)

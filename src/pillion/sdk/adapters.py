@@ -1,0 +1,215 @@
+"""Adapters: registered, deployed, loaded, moved, deleted (SPEC §3, §4).
+
+A `ref` is an id `adp_…`, a name or a row id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pillion.sdk import files, waiting
+from pillion.sdk.errors import PillionFailedError
+from pillion.sdk.files import OnBytes
+from pillion.sdk.transport import Transport, segment
+from pillion.sdk.types import (
+    Adapter,
+    AdapterVersion,
+    Attachment,
+    Backend,
+    EligibleInstance,
+    Event,
+    Imported,
+    read,
+)
+from pillion.sdk.waiting import OnProgress
+
+UPLOAD_TIMEOUT_S = 600.0
+READY_TIMEOUT_S = 1800.0
+
+
+class Adapters:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(
+        self, *, base_model: str | None = None, state: str | None = None, limit: int | None = None
+    ) -> Iterator[Adapter]:
+        query = {"base_model": base_model, "state": state}
+        return self._transport.pages(Adapter, "/v1/adapters", query, limit)
+
+    def get(self, ref: str | int) -> Adapter:
+        return read(Adapter, self._transport.get(_path(ref)))
+
+    def register_hf(
+        self,
+        name: str,
+        base_model: str,
+        repo: str,
+        *,
+        revision: str | None = None,
+        region: str | None = None,
+    ) -> Imported:
+        """Begin to import from a Hugging Face repo. `client.jobs.wait(imported.job.id)` waits for it."""
+        wanted = {
+            "name": name,
+            "base_model": base_model,
+            "repo": repo,
+            "revision": revision,
+            "region": region,
+        }
+        return read(Imported, self._transport.send("POST", "/v1/adapters", json=_given(wanted)))
+
+    def upload(
+        self,
+        name: str,
+        base_model: str,
+        path: str | Path,
+        *,
+        config: str | Path | None = None,
+        region: str | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> Adapter:
+        """Register an adapter from a safetensors file, an archive of a PEFT folder, or such a folder.
+
+        It is streamed from disk. `on_bytes` hears bytes sent and bytes in all.
+        """
+        wanted = _given({"name": name, "base_model": base_model, "region": region})
+        with files.multipart(files.upload_of(path, config), on_bytes) as parts:
+            body = self._transport.send(
+                "POST", "/v1/adapters/upload", data=wanted, files=parts, timeout=UPLOAD_TIMEOUT_S
+            )
+        return read(Adapter, body)
+
+    def rename(self, ref: str | int, label: str) -> Adapter:
+        return read(Adapter, self._transport.send("PATCH", _path(ref), json={"label": label}))
+
+    def delete(self, ref: str | int, *, force: bool = False) -> None:
+        """Raises `ConflictError` (`adapter_in_use`) for one in use, unless `force`, which drains it first."""
+        self._transport.send("DELETE", _path(ref), params=_force(force), timeout=READY_TIMEOUT_S)
+
+    def load(
+        self,
+        ref: str | int,
+        *,
+        backends: Sequence[int] | None = None,
+        pin: bool | None = None,
+        ttl_seconds: float | None = None,
+        session_key: str | None = None,
+        wait: bool = True,
+        timeout: float = READY_TIMEOUT_S,
+    ) -> dict[str, Any]:
+        """Load it; with `wait` until it is resident on every replica of the backends. Answers its status."""
+        wanted = _given(
+            {
+                "backends": None if backends is None else [*backends],
+                "pin": pin,
+                "ttl_seconds": ttl_seconds,
+                "session_key": session_key,
+                "wait": wait,
+            }
+        )
+        return self._object("POST", _path(ref, "load"), json=wanted, timeout=timeout)
+
+    def unload(self, ref: str | int, *, backends: Sequence[int] | None = None) -> dict[str, Any]:
+        wanted = _given({"backends": None if backends is None else [*backends]})
+        return self._object("POST", _path(ref, "unload"), json=wanted, timeout=READY_TIMEOUT_S)
+
+    def status(self) -> Iterator[Backend]:
+        """Slots per backend, and the state of each adapter there."""
+        return self._transport.pages(Backend, "/v1/adapters/status")
+
+    def warmup(self, refs: Sequence[str | int]) -> dict[str, Any]:
+        return self._object(
+            "POST", "/v1/adapters/warmup", json={"adapters": [*refs]}, timeout=READY_TIMEOUT_S
+        )
+
+    def attach(self, ref: str | int, instance: int) -> Attachment:
+        """Wish that `instance` serve it. `wait_ready` waits until it does."""
+        path = f"/v1/instances/{segment(instance)}/adapters"
+        return read(Attachment, self._transport.send("POST", path, json={"adapter": ref}))
+
+    def detach(self, ref: str | int, instance: int, *, force: bool = False) -> None:
+        path = f"/v1/instances/{segment(instance)}/adapters/{segment(ref)}"
+        self._transport.send("DELETE", path, params=_force(force), timeout=READY_TIMEOUT_S)
+
+    def deploy_attach(self, ref: str | int, instance: int) -> Attachment:
+        return self._deployment(_path(ref, "deploy"), {"attach": {"instance_id": instance}})
+
+    def deploy_launch(self, ref: str | int, **launch: Any) -> Attachment:
+        """Launch an instance and attach it there; `launch` as for `instances.launch`."""
+        return self._deployment(_path(ref, "deploy"), {"launch": _given(launch)})
+
+    def move(self, ref: str | int, source: int, target: int) -> Attachment:
+        """Make before break: it is served by `target` before `source` lets it go."""
+        return self._deployment(_path(ref, "move"), {"from": source, "to": target})
+
+    def eligible_instances(self, ref: str | int) -> Iterator[EligibleInstance]:
+        return self._transport.pages(EligibleInstance, _path(ref, "eligible-instances"))
+
+    def versions(self, ref: str | int) -> Iterator[AdapterVersion]:
+        return self._transport.pages(AdapterVersion, _path(ref, "versions"))
+
+    def events(self, ref: str | int, *, limit: int | None = None) -> Iterator[Event]:
+        return self._transport.pages(Event, _path(ref, "events"), limit=limit)
+
+    def download(
+        self, ref: str | int, target: str | Path | None = None, *, on_bytes: OnBytes | None = None
+    ) -> Path:
+        """Its archive, in `target`: a file, or a folder (the present one by default).
+
+        In a folder it gets the name that the server gives it.
+        """
+        where = Path(target) if target is not None else Path()
+        with self._transport.stream("GET", _path(ref, "download"), timeout=60.0) as response:
+            if where.is_dir():
+                where = where / files.offered_name(response, f"{segment(ref)}.tar.gz")
+            return files.save(response, where, on_bytes)
+
+    def attachment(self, ref: str | int, instance: int) -> Attachment:
+        """The attachment to one instance. Raises `PillionFailedError` where there is none."""
+        for attachment in self.get(ref).attachments:
+            if attachment.instance_id == instance:
+                return attachment
+        raise PillionFailedError(f"{ref} is not attached to instance {instance}.", code="not_attached")
+
+    def wait_ready(
+        self,
+        ref: str | int,
+        instance: int,
+        *,
+        timeout: float = READY_TIMEOUT_S,
+        on_progress: OnProgress | None = None,
+    ) -> Attachment:
+        """The attachment, once every replica that must have the adapter has confirmed it.
+
+        Raises `PillionFailedError` with the server's code where it failed, `PillionTimeoutError` in the end.
+        """
+        return waiting.poll(
+            self._transport,
+            lambda: self.attachment(ref, instance),
+            waiting.attachment_ready,
+            what=f"Attaching {ref} to instance {instance}",
+            timeout=timeout,
+            progress=waiting.attachment_progress,
+            on_progress=on_progress,
+        )
+
+    def _deployment(self, path: str, wanted: dict[str, Any]) -> Attachment:
+        return read(Attachment, self._transport.send("POST", path, json=wanted))
+
+    def _object(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+        return self._transport.send(method, path, **content) or {}
+
+
+def _path(ref: str | int, action: str | None = None) -> str:
+    return f"/v1/adapters/{segment(ref)}" + (f"/{action}" if action else "")
+
+
+def _force(force: bool) -> dict[str, Any]:
+    return {"force": "true" if force else None}
+
+
+def _given(wanted: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in wanted.items() if value is not None}

@@ -1,0 +1,102 @@
+"""Instances: launched, watched, stopped (SPEC §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pillion.sdk import streams, waiting
+from pillion.sdk.transport import Transport, segment
+from pillion.sdk.types import Attachment, Event, Instance, read
+from pillion.sdk.waiting import OnProgress
+
+RUNNING_TIMEOUT_S = 1800.0
+
+
+class Instances:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(
+        self, *, model: str | None = None, state: str | None = None, limit: int | None = None
+    ) -> Iterator[Instance]:
+        return self._transport.pages(Instance, "/v1/instances", {"model": model, "state": state}, limit)
+
+    def get(self, instance: int) -> Instance:
+        return read(Instance, self._transport.get(_path(instance)))
+
+    def launch(
+        self,
+        model: str,
+        *,
+        lora: dict[str, Any] | None = None,
+        regions: Sequence[str] | None = None,
+        replicas: int | None = None,
+        gpu_type: str | None = None,
+        gpu_count: int | None = None,
+        engine: str | None = None,
+        **options: Any,
+    ) -> Instance:
+        """Begin to launch. `lora`: enabled, max_adapters, max_rank, max_active, on_demand.
+
+        `options`: other fields of the request (`image`, `openai_compatible`, …).
+        """
+        wanted = {
+            "model": model,
+            "lora": lora,
+            "regions": None if regions is None else [*regions],
+            "replicas": replicas,
+            "gpu_type": gpu_type,
+            "gpu_count": gpu_count,
+            "engine": engine,
+            **options,
+        }
+        given = {name: value for name, value in wanted.items() if value is not None}
+        return read(Instance, self._transport.send("POST", "/v1/instances", json=given))
+
+    def stop(self, instance: int) -> Instance | None:
+        body = self._transport.send("DELETE", _path(instance))
+        return None if body is None else read(Instance, body)
+
+    def logs(self, instance: int, *, follow: bool = False, tail: int | None = None) -> Iterator[str]:
+        """The lines of its log, oldest first; with `follow` those to come as well, until the caller stops."""
+        query = {"follow": "true" if follow else None, "tail": tail}
+        with self._transport.stream("GET", _path(instance, "logs"), params=query) as response:
+            yield from streams.lines(response)
+
+    def events(self, instance: int, *, follow: bool = False, limit: int | None = None) -> Iterator[Event]:
+        """What happened to it; with `follow` also what happens from now on."""
+        path = _path(instance, "events")
+        if not follow:
+            yield from self._transport.pages(Event, path, limit=limit)
+            return
+        with self._transport.stream("GET", path, params={"follow": "true"}) as response:
+            yield from (read(Event, event) for event in streams.objects(response))
+
+    def adapters(self, instance: int) -> Iterator[Attachment]:
+        return self._transport.pages(Attachment, _path(instance, "adapters"))
+
+    def wait_running(
+        self,
+        instance: int,
+        *,
+        timeout: float = RUNNING_TIMEOUT_S,
+        on_progress: OnProgress | None = None,
+    ) -> Instance:
+        """The instance, once all its replicas answer.
+
+        Raises `PillionFailedError` where it failed or was stopped, `PillionTimeoutError` in the end.
+        """
+        return waiting.poll(
+            self._transport,
+            lambda: self.get(instance),
+            waiting.instance_running,
+            what=f"Instance {instance}",
+            timeout=timeout,
+            progress=waiting.instance_progress,
+            on_progress=on_progress,
+        )
+
+
+def _path(instance: int, action: str | None = None) -> str:
+    return f"/v1/instances/{segment(instance)}" + (f"/{action}" if action else "")

@@ -1,0 +1,242 @@
+"""What the server answers, typed. Unknown fields are kept in `raw`, missing ones have a default.
+
+Times are seconds since the epoch, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from pillion.sdk.errors import PillionProtocolError
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """`raw` is the object as the server sent it; for records inside another one it is empty."""
+
+    raw: dict[str, Any] = {}
+
+
+class Failure(msgspec.Struct, kw_only=True):
+    """Why something failed, as in `error` of what failed."""
+
+    code: str = "failed"
+    message: str = ""
+    reasons: list[str] = []
+
+
+class Attachment(Record, kw_only=True):
+    """The wish that an adapter be served by an instance: `ready` of the `wanted` replicas have confirmed it.
+
+    `attached` is false where it is merely loaded. `unacknowledged`: gateways that have not heard of it yet.
+    """
+
+    adapter_id: str = ""
+    adapter_row_id: int = 0
+    adapter: str = ""
+    instance_id: int = 0
+    attached: bool = True
+    pinned: bool = False
+    state: str = ""
+    ready: int = 0
+    wanted: int = 0
+    aliases: list[str] = []
+    expires_at: float | None = None
+    session_key: str | None = None
+    error: Failure | None = None
+    created_at: float | None = None
+    unacknowledged: list[str] = []
+
+
+class Adapter(Record, kw_only=True):
+    id: str
+    row_id: int = 0
+    name: str = ""
+    label: str = ""
+    aliases: list[str] = []
+    base_model: str = ""
+    region: str | None = None
+    state: str = ""
+    version: int | None = None
+    digest: str | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    target_modules: list[str] = []
+    size_bytes: int | None = None
+    attachments: list[Attachment] = []
+    warnings: list[str] = []
+    created_at: float | None = None
+
+
+class AdapterVersion(Record, kw_only=True):
+    version: int
+    digest: str | None = None
+    live: bool = False
+    rank: int | None = None
+    alpha: float | None = None
+    size_bytes: int | None = None
+    source: dict[str, Any] = {}
+    warnings: list[str] = []
+    created_at: float | None = None
+
+
+class Replica(msgspec.Struct, kw_only=True):
+    """One engine process. `state`: starting, pulling, loading, warming, ready, restarting, failed, stopping…"""
+
+    id: str
+    region: str = ""
+    state: str = ""
+    ready: bool = False
+    detail: str = ""
+    since: float | None = None
+    restarts: int = 0
+    error: Failure | None = None
+
+
+class Lora(msgspec.Struct, kw_only=True):
+    enabled: bool = False
+    max_adapters: int = 0
+    max_rank: int = 0
+    max_active: int | None = None
+    on_demand: bool = False
+
+
+class Instance(Record, kw_only=True):
+    """`model_string` is what to put in `model` to call the bare base on this instance."""
+
+    id: int
+    model: str = ""
+    model_string: str = ""
+    state: str = ""
+    shared: bool = False
+    replicas: list[Replica] = []
+    lora: Lora = msgspec.field(default_factory=Lora)
+    gpu_type: str | None = None
+    gpu_count: int = 0
+    engine: str | None = None
+    regions: dict[str, int] = {}
+    attachments: list[Attachment] = []
+    termination_reason: str | None = None
+    created_at: float | None = None
+
+
+class EligibleInstance(Record, kw_only=True):
+    """An instance and whether it can take the adapter; `reasons` where it cannot."""
+
+    instance_id: int
+    model: str = ""
+    eligible: bool = False
+    reasons: list[str] = []
+    slots: int | None = None
+    used: int | None = None
+    free: int | None = None
+
+
+class Job(Record, kw_only=True):
+    """Long work. `state`: queued, running, succeeded, failed, cancelled. `progress`: 0 to 1."""
+
+    id: str
+    kind: str = ""
+    state: str = ""
+    progress: float | None = None
+    message: str = ""
+    subject: dict[str, Any] = {}
+    error: Failure | None = None
+    log: list[str] = []
+    created_at: float | None = None
+    updated_at: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.state in ("succeeded", "failed", "cancelled")
+
+
+class Imported(Record, kw_only=True):
+    """The adapter that is being imported and the job that does it."""
+
+    adapter: Adapter
+    job: Job
+
+
+class Backend(Record, kw_only=True):
+    """An instance's slots and the adapters in them (dicts: adapter_id, name, state, pinned, last_used, …)."""
+
+    instance_id: int
+    model: str = ""
+    slots: int = 0
+    used: int = 0
+    free: int = 0
+    adapters: list[dict[str, Any]] = []
+
+
+class Model(Record, kw_only=True):
+    """A base model: the catalogue's, or (`registered`) the account's own."""
+
+    name: str
+    kind: str = "chat"
+    source: str = ""
+    lora: bool = False
+    engine: str | None = None
+    registered: bool = False
+    region: str | None = None
+    created_at: float | None = None
+
+
+class Region(Record, kw_only=True):
+    name: str
+    gpus: dict[str, Any] = {}
+
+
+class GpuType(Record, kw_only=True):
+    name: str
+    memory_gib: float | None = None
+    rate_per_hour: str | float | None = None
+
+
+class Key(Record, kw_only=True):
+    """An API key. `key` is its text, given once, when it is made; it is left out of `repr`."""
+
+    id: str
+    name: str | None = None
+    scopes: list[str] = []
+    key: str | None = None
+    created_at: float | None = None
+    revoked_at: float | None = None
+    unacknowledged: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"Key(id={self.id!r}, name={self.name!r}, scopes={self.scopes!r})"
+
+
+class Account(Record, kw_only=True):
+    id: str
+    name: str = ""
+    tier: str = ""
+    created_at: float | None = None
+
+
+class Event(Record, kw_only=True):
+    """Something that happened (`kind`) to something (`subject`, e.g. `adapter:adp_…`)."""
+
+    id: int | None = None
+    at: float | None = None
+    kind: str = ""
+    subject: str = ""
+    detail: dict[str, Any] = {}
+
+
+T = TypeVar("T", bound=Record)
+
+
+def read(kind: type[T], body: Any) -> T:
+    """`body` (parsed JSON) as a `kind`. Raises `PillionProtocolError` where it cannot be one."""
+    try:
+        record = msgspec.convert(body, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise PillionProtocolError(
+            f"The server's answer is not the {kind.__name__.lower()} this client knows: {error}. "
+            "Client and server may be of different versions."
+        ) from error
+    record.raw = body
+    return record
