@@ -44,6 +44,7 @@ class Adapter(msgspec.Struct, frozen=True):
     instances: tuple[int, ...]
     region: str | None = None
     expires_at: float | None = None
+    created_at: float = 0.0
 
 
 class Replica(msgspec.Struct, frozen=True):
@@ -67,10 +68,14 @@ class Instance(msgspec.Struct, frozen=True):
     openai_compatible: bool
     custom_api_path: str | None
     replicas: tuple[Replica, ...]
+    created_at: float = 0.0
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """All that routing needs. `version` only grows, also over restarts of control. `pepper` is for `core.keys`."""
+    """All that routing needs. `version` only grows, also over restarts of control. `pepper` is for `core.keys`.
+
+    `keys` goes from a key's lookup id (`core.keys.Key.lookup`) to the key.
+    """
 
     version: int
     made_at: float

@@ -1,0 +1,332 @@
+"""Which replica may answer a `model` (SPEC §2, §4): a pure index over one snapshot.
+
+What cannot be served is an error. It is never answered by the base or by another adapter or version.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pillion.core import names
+from pillion.core.errors import (
+    AdapterLoadingError,
+    AdapterNotDeployedError,
+    AmbiguousRefError,
+    BaseMismatchError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    PillionError,
+    UnavailableError,
+    model_not_found,
+)
+from pillion.core.snapshot import Adapter, Instance, Key, Model, Replica, Snapshot
+
+ADAPTER_HEADER = "x-pillion-adapter-id"
+MAX_MODEL_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A ready replica that may answer. `tier` 0 is the account's own, 1 a shared pool: lower ones first."""
+
+    instance: Instance
+    replica: Replica
+    tier: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request may go. `echo` is the client's own string; `candidates` is never empty."""
+
+    kind: Literal["base", "adapter"]
+    account: str
+    echo: str
+    base: str
+    adapter: Adapter | None
+    candidates: tuple[Candidate, ...]
+
+    def upstream_model(self, candidate: Candidate) -> str:
+        """The engine's own name for what is to answer."""
+        if self.adapter is None:
+            return candidate.instance.served_model
+        if self.adapter.engine_name is None:
+            raise RuntimeError(f"a route to {self.adapter.id}, which has no live version")
+        return self.adapter.engine_name
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What the client named: a base, on one instance or any, and an adapter or none."""
+
+    base: str
+    instance: Instance | None = None
+    adapter: Adapter | None = None
+
+
+@dataclass(slots=True)
+class _Owned:
+    """What one account owns. Lists, so that a broken promise of uniqueness shows instead of picking one."""
+
+    by_id: dict[str, Adapter] = field(default_factory=dict)
+    by_row: dict[int, Adapter] = field(default_factory=dict)
+    by_name: dict[str, list[Adapter]] = field(default_factory=lambda: defaultdict(list))
+    by_label: dict[str, list[Adapter]] = field(default_factory=lambda: defaultdict(list))
+    models: dict[str, Model] = field(default_factory=dict)
+    instances: dict[str, list[Instance]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, adapter: Adapter) -> None:
+        self.by_id[adapter.id] = adapter
+        self.by_row[adapter.row_id] = adapter
+        self.by_name[adapter.name].append(adapter)
+        for label in dict.fromkeys(adapter.labels):
+            self.by_label[label].append(adapter)
+
+
+class Routes:
+    """The index. Building it is linear in the snapshot; a look-up is not."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.version = snapshot.version
+        self.made_at = snapshot.made_at
+        self.pepper = snapshot.pepper
+        self._keys = snapshot.keys
+        self._instances = {instance.id: instance for instance in snapshot.instances}
+        owned: dict[str | None, _Owned] = defaultdict(_Owned)
+        for adapter in snapshot.adapters:
+            owned[adapter.account].add(adapter)
+        for model in snapshot.models:
+            owned[model.account].models[model.name] = model
+        for instance in snapshot.instances:
+            owned[instance.account].instances[instance.model].append(instance)
+        self._owned = dict(owned)
+        self._nothing = _Owned()
+
+    def key(self, lookup: str) -> Key | None:
+        return self._keys.get(lookup)
+
+    def instance(self, account: str, instance_id: int) -> Instance | None:
+        """The account's own or a pool's instance; None for what is unknown and for what is not theirs."""
+        instance = self._instances.get(instance_id)
+        return instance if instance is not None and instance.account in (account, None) else None
+
+    def resolve(self, account: str, model: str, adapter_ref: str | None, now: float) -> Route:
+        """The route for a request's `model` and adapter header.
+
+        Errors: `model_not_found`, `base_mismatch`, `ambiguous_ref`, `adapter_not_deployed`,
+        `adapter_loading`, `no_healthy_replica`, `invalid_request` where the base speaks no OpenAI.
+        """
+        target = self._target(account, model)
+        if adapter_ref is not None:
+            target = self._with_adapter(target, self._by_ref(account, adapter_ref), model)
+        return self._route(account, target, model, now)
+
+    def list_models(self, account: str, now: float) -> list[dict[str, Any]]:
+        """OpenAI's model objects for all that `resolve` would route now: bases, instances, both forms of adapters."""
+        entries: list[dict[str, Any]] = []
+        for name in sorted(self._model_names(account)):
+            instances = [i for i in self._speaking(account, name) if any(r.ready for r in i.replicas)]
+            if instances:
+                created = min(instance.created_at for instance in instances)
+                entries.append(_entry(name, created, self._model_owner(account, name)))
+                entries += [_entry(f"{name}:{i.id}", i.created_at, i.account) for i in instances]
+        for adapter in self._of(account).by_row.values():
+            if self._servable(account, adapter, now):
+                forms = [f"{label}:{adapter.row_id}" for label in adapter.labels[:1]]
+                forms.append(f"{adapter.base}:{adapter.name}")
+                entries += [_entry(form, adapter.created_at, account, adapter.base) for form in forms]
+        return entries
+
+    def _of(self, account: str | None) -> _Owned:
+        return self._owned.get(account, self._nothing)
+
+    def _model_names(self, account: str) -> set[str]:
+        mine, shared = self._of(account), self._of(None)
+        return {*mine.models, *shared.models, *mine.instances, *shared.instances}
+
+    def _model_owner(self, account: str, name: str) -> str | None:
+        return account if name in self._of(account).models else None
+
+    def _knows_model(self, account: str, name: str) -> bool:
+        return any(name in o.models or name in o.instances for o in (self._of(account), self._of(None)))
+
+    def _visible(self, account: str, model: str) -> list[Instance]:
+        """Instances of the model, own ones first. Reading a defaultdict through `get` leaves it as it is."""
+        return [i for o in (self._of(account), self._of(None)) for i in o.instances.get(model, ())]
+
+    def _speaking(self, account: str, model: str) -> list[Instance]:
+        return [i for i in self._visible(account, model) if i.openai_compatible]
+
+    def _target(self, account: str, model: str) -> _Target:
+        parsed = names.parse_model(model)
+        if parsed is None:
+            raise model_not_found(model[:MAX_MODEL_LENGTH])
+        meanings = list(self._meanings(account, parsed))
+        if not meanings:
+            raise model_not_found(model)
+        if len(meanings) > 1:
+            raise AmbiguousRefError(
+                f"The model '{model}' names more than one of your models and adapters. Rename one of them.",
+                param="model",
+            )
+        return meanings[0]
+
+    def _meanings(self, account: str, parsed: names.ModelString) -> Iterator[_Target]:
+        mine = self._of(account)
+        if parsed.tail is None:
+            if self._knows_model(account, parsed.head):
+                yield _Target(parsed.head)
+        elif parsed.row_id is not None:
+            for adapter in mine.by_label.get(parsed.head, ()):
+                if adapter.row_id == parsed.row_id:
+                    yield _Target(adapter.base, adapter=adapter)
+            instance = self.instance(account, parsed.row_id)
+            if instance is not None and instance.model == parsed.head:
+                yield _Target(parsed.head, instance=instance)
+        else:
+            for adapter in mine.by_name.get(parsed.tail, ()):
+                if adapter.base == parsed.head:
+                    yield _Target(adapter.base, adapter=adapter)
+
+    def _by_ref(self, account: str, text: str) -> Adapter:
+        mine, ref, found = self._of(account), names.parse_ref(text), list[Adapter | None]()
+        if ref is not None and ref.id is not None:
+            found = [mine.by_id.get(ref.id)]
+        elif ref is not None and ref.row_id is not None:
+            found = [mine.by_row.get(ref.row_id)]
+        elif ref is not None and ref.name is not None:
+            found = [*mine.by_name.get(ref.name, ())]
+        adapters = [adapter for adapter in found if adapter is not None]
+        if not adapters:
+            raise adapter_not_found(text[:MAX_MODEL_LENGTH])
+        if len(adapters) > 1:
+            message = f"The adapter '{text}' names more than one. Use its id."
+            raise AmbiguousRefError(message, param=ADAPTER_HEADER)
+        return adapters[0]
+
+    def _with_adapter(self, target: _Target, adapter: Adapter, model: str) -> _Target:
+        if target.adapter is not None and target.adapter.id != adapter.id:
+            raise BaseMismatchError(
+                f"The model '{model}' and the header {ADAPTER_HEADER} name two adapters. Send one of them.",
+                param=ADAPTER_HEADER,
+            )
+        if target.base != adapter.base:
+            raise BaseMismatchError(
+                f"The adapter '{adapter.name}' belongs to the base '{adapter.base}', but model is '{model}'.",
+                param=ADAPTER_HEADER,
+            )
+        return _Target(target.base, target.instance, adapter)
+
+    def _route(self, account: str, target: _Target, echo: str, now: float) -> Route:
+        if target.adapter is None:
+            candidates = self._base_candidates(account, target, echo)
+        else:
+            candidates = self._adapter_candidates(account, target.adapter, target.instance, now)
+        kind: Literal["base", "adapter"] = "base" if target.adapter is None else "adapter"
+        return Route(kind, account, echo, target.base, target.adapter, candidates)
+
+    def _base_candidates(self, account: str, target: _Target, echo: str) -> tuple[Candidate, ...]:
+        instances = self._visible(account, target.base) if target.instance is None else [target.instance]
+        if not instances:
+            raise _runs_nowhere(target.base)
+        speaking = [instance for instance in instances if instance.openai_compatible]
+        if not speaking:
+            raise _speaks_no_openai(instances[0])
+        ready = _ready(speaking, region=None)
+        if not ready:
+            raise _nobody_ready(f"of '{echo}'")
+        return ready
+
+    def _adapter_candidates(
+        self, account: str, adapter: Adapter, only: Instance | None, now: float
+    ) -> tuple[Candidate, ...]:
+        if adapter.expires_at is not None and now >= adapter.expires_at:
+            raise _not_deployed(adapter, "its time to live is over")
+        if adapter.engine_name is None:
+            raise _not_deployed(adapter, "no version of it is live")
+        instances = [i for i in self._hosts(account, adapter) if only is None or i.id == only.id]
+        if not instances and only is not None:
+            raise _not_deployed(adapter, f"instance {only.id} does not have it")
+        if not instances:
+            raise _not_deployed(adapter, "no running instance has it")
+        ready = _ready(instances, adapter.region)
+        if not ready:
+            raise _nobody_ready(f"that may serve the adapter '{adapter.name}'")
+        resident = tuple(c for c in ready if adapter.engine_name in c.replica.resident)
+        if not resident:
+            raise adapter_loading(adapter)
+        return resident
+
+    def _hosts(self, account: str, adapter: Adapter) -> list[Instance]:
+        """Where the adapter is wanted: on instances of its base that its owner can see, own ones first."""
+        found = (self.instance(account, instance_id) for instance_id in adapter.instances)
+        hosts = [i for i in found if i is not None and i.model == adapter.base and i.openai_compatible]
+        return sorted(hosts, key=lambda instance: (instance.account is None, instance.id))
+
+    def _servable(self, account: str, adapter: Adapter, now: float) -> bool:
+        try:
+            self._adapter_candidates(account, adapter, None, now)
+        except PillionError:
+            return False
+        return True
+
+
+def adapter_not_found(ref: str) -> ModelNotFoundError:
+    """The one answer for an adapter in the header that is unknown or another account's, byte for byte."""
+    return ModelNotFoundError(
+        f"The adapter '{ref}' does not exist or you do not have access to it. GET /v1/adapters lists yours.",
+        param=ADAPTER_HEADER,
+    )
+
+
+def adapter_loading(adapter: Adapter) -> AdapterLoadingError:
+    message = f"The adapter '{adapter.name}' is being loaded. Try again in a second."
+    return AdapterLoadingError(message, retry_after=1.0)
+
+
+def _ready(instances: Iterable[Instance], region: str | None) -> tuple[Candidate, ...]:
+    return tuple(
+        Candidate(instance, replica, 0 if instance.account is not None else 1)
+        for instance in instances
+        for replica in instance.replicas
+        if replica.ready and (region is None or replica.region == region)
+    )
+
+
+def _not_deployed(adapter: Adapter, reason: str) -> AdapterNotDeployedError:
+    ref = f"/v1/adapters/{adapter.id}"
+    return AdapterNotDeployedError(
+        f"The adapter '{adapter.name}' cannot be served: {reason}. "
+        f"GET {ref}/eligible-instances lists where it could be; "
+        f'then POST {ref}/deploy {{"attach": {{"instance_id": N}}}}, or POST {ref}/load.',
+        param="model",
+    )
+
+
+def _nobody_ready(of: str) -> UnavailableError:
+    return UnavailableError(f"No replica {of} is ready now. Try again shortly.", retry_after=2.0)
+
+
+def _runs_nowhere(base: str) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"The model '{base}' runs nowhere that you can call. Launch an instance: "
+        f'POST /v1/instances {{"model": "{base}"}}.',
+        param="model",
+    )
+
+
+def _speaks_no_openai(instance: Instance) -> InvalidRequestError:
+    path = f"/inference-instances/{instance.id}/proxy{instance.custom_api_path or '/…'}"
+    return InvalidRequestError(f"'{instance.model}' does not speak OpenAI's API. Call {path}.", param="model")
+
+
+def _entry(name: str, created: float, owner: str | None, parent: str | None = None) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(created),
+        "owned_by": owner or "pillion",
+        "parent": parent,
+    }
