@@ -1,0 +1,54 @@
+"""Accounts: the tenants themselves. Who may see which is for the caller to say."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from pillion.core.errors import NameTakenError, NotFoundError
+from pillion.store.rows import Account, Tier
+from pillion.store.session import Session
+from pillion.store.tables import accounts
+
+
+class Accounts:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def create(
+        self, id: str, *, name: str, now: float, tier: Tier = "shared", local_only: bool = False
+    ) -> Account:
+        """Raises NameTakenError."""
+        fields = {"id": id, "name": name, "tier": tier, "local_only": local_only, "created_at": now}
+        made = await self._session.add(accounts, fields, Account, unless=("name",))
+        if made is None:
+            raise NameTakenError(
+                f"There is an account named {name!r} already; choose another name.", param="name"
+            )
+        return made
+
+    async def get(self, id: str) -> Account | None:
+        return await self._session.one(sa.select(accounts).where(accounts.c.id == id), Account)
+
+    async def by_name(self, name: str) -> Account | None:
+        return await self._session.one(sa.select(accounts).where(accounts.c.name == name), Account)
+
+    async def list(self, *, after: str | None = None, limit: int = 100) -> list[Account]:
+        """In the order of their names; `after` is a name."""
+        statement = sa.select(accounts).order_by(accounts.c.name).limit(limit)
+        if after is not None:
+            statement = statement.where(accounts.c.name > after)
+        return await self._session.all(statement, Account)
+
+    async def count(self) -> int:
+        return int(await self._session.value(sa.select(sa.func.count()).select_from(accounts)))
+
+    async def lock(self, id: str) -> Account:
+        """Hold the account until the transaction ends: what is counted or compared in it stays true.
+
+        Raises NotFoundError.
+        """
+        statement = sa.select(accounts).where(accounts.c.id == id).with_for_update(key_share=True)
+        found = await self._session.one(statement, Account)
+        if found is None:
+            raise NotFoundError(f"There is no account {id!r}.")
+        return found

@@ -1,0 +1,147 @@
+"""Adapters and their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from pillion.core.errors import AdapterInUseError, NameTakenError
+from pillion.core.names import Ref
+from pillion.store.accounts import Accounts
+from pillion.store.names import model_in_use
+from pillion.store.rows import Adapter, AdapterState
+from pillion.store.session import Session, owned
+from pillion.store.tables import adapter_labels, adapter_versions, adapters
+
+
+class Adapters:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def create(
+        self,
+        account: str,
+        id: str,
+        *,
+        name: str,
+        base_model: str,
+        now: float,
+        label: str | None = None,
+        region: str | None = None,
+        state: AdapterState = "registered",
+    ) -> Adapter:
+        """`label` is the name unless given. Raises NameTakenError, also where a registered model has the name."""
+        label = label or name
+        await Accounts(self._session).lock(account)
+        await self._refuse_model_name(account, name, "name")
+        await self._refuse_model_name(account, label, "label")
+        fields = {
+            "id": id,
+            "account_id": account,
+            "name": name,
+            "label": label,
+            "base_model": base_model,
+            "region": region,
+            "state": state,
+            "created_at": now,
+        }
+        made = await self._session.add(adapters, fields, Adapter, unless=("account_id", "name"))
+        if made is None:
+            raise NameTakenError(
+                f"You have an adapter named {name!r} already; choose another name.", param="name"
+            )
+        await self._add_label(made, label, now)
+        return made
+
+    async def by_ref(self, account: str, ref: Ref) -> Adapter | None:
+        """The account's adapter of that id, row id or name."""
+        if ref.id is not None:
+            same = adapters.c.id == ref.id
+        elif ref.row_id is not None:
+            same = adapters.c.row_id == ref.row_id
+        else:
+            same = adapters.c.name == ref.name
+        return await self._session.one(sa.select(adapters).where(owned(adapters, account), same), Adapter)
+
+    async def list(
+        self, account: str, *, after: int = 0, limit: int = 100, base: str | None = None, q: str | None = None
+    ) -> list[Adapter]:
+        """By row id. `q` is a part of the name or of the present label."""
+        statement = sa.select(adapters).where(owned(adapters, account), adapters.c.row_id > after)
+        if base is not None:
+            statement = statement.where(adapters.c.base_model == base)
+        if q:
+            part = q.lower()
+            statement = statement.where(
+                adapters.c.name.contains(part, autoescape=True)
+                | adapters.c.label.contains(part, autoescape=True)
+            )
+        return await self._session.all(statement.order_by(adapters.c.row_id).limit(limit), Adapter)
+
+    async def count(self, account: str) -> int:
+        statement = sa.select(sa.func.count()).select_from(adapters).where(owned(adapters, account))
+        return int(await self._session.value(statement))
+
+    async def rename(self, account: str, row_id: int, label: str, now: float) -> Adapter | None:
+        """The former label keeps resolving. Raises NameTakenError where a registered model has the label."""
+        await Accounts(self._session).lock(account)
+        await self._refuse_model_name(account, label, "label")
+        changed = await self._update(account, row_id, label=label)
+        if changed is not None:
+            await self._add_label(changed, label, now)
+        return changed
+
+    async def set_live(self, account: str, row_id: int, version: int) -> Adapter | None:
+        """None where there is no such adapter or no such version of it."""
+        found = sa.select(adapter_versions.c.version).where(
+            owned(adapter_versions, account),
+            adapter_versions.c.adapter_row_id == row_id,
+            adapter_versions.c.version == version,
+        )
+        if await self._session.value(found) is None:
+            return None
+        return await self._update(account, row_id, live_version=version)
+
+    async def set_state(self, account: str, row_id: int, state: AdapterState) -> Adapter | None:
+        return await self._update(account, row_id, state=state)
+
+    async def delete(self, account: str, row_id: int) -> bool:
+        """With its labels and versions. Raises AdapterInUseError while attachments exist."""
+        statement = sa.delete(adapters).where(owned(adapters, account), adapters.c.row_id == row_id)
+        try:
+            async with self._session.savepoint():
+                return await self._session.changed(statement)
+        except IntegrityError as error:
+            raise AdapterInUseError(
+                f"Adapter {row_id} is attached to or loaded on an instance; detach it first or use force=true."
+            ) from error
+
+    async def labels_of(self, account: str, row_id: int) -> Sequence[str]:
+        """The present one first, then former ones, the newest first."""
+        former = adapter_labels.c.label != adapters.c.label
+        statement = (
+            sa.select(adapter_labels.c.label)
+            .join(adapters, adapters.c.row_id == adapter_labels.c.adapter_row_id)
+            .where(owned(adapters, account), owned(adapter_labels, account), adapters.c.row_id == row_id)
+            .order_by(former, adapter_labels.c.created_at.desc(), adapter_labels.c.label)
+        )
+        return list((await self._session.run(statement)).scalars())
+
+    async def _refuse_model_name(self, account: str, name: str, param: str) -> None:
+        if await model_in_use(self._session, account, name):
+            raise NameTakenError(
+                f"{param} {name!r} is the name of a model of yours; choose another.", param=param
+            )
+
+    async def _add_label(self, adapter: Adapter, label: str, now: float) -> None:
+        fields = {"adapter_row_id": adapter.row_id, "account_id": adapter.account_id, "label": label}
+        statement = self._session.insert(adapter_labels).values(**fields, created_at=now)
+        again = {"created_at": now}
+        keys = ("adapter_row_id", "label")
+        await self._session.run(statement.on_conflict_do_update(index_elements=keys, set_=again))
+
+    async def _update(self, account: str, row_id: int, **values: object) -> Adapter | None:
+        statement = sa.update(adapters).where(owned(adapters, account), adapters.c.row_id == row_id)
+        return await self._session.one(statement.values(**values).returning(*adapters.c), Adapter)

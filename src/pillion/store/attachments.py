@@ -1,0 +1,195 @@
+"""Attachments: the wishes that adapters be served by instances, and the slots they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from pillion.core.errors import AlreadyAttachedError, ConflictError, InstanceAtCapacityError, NotFoundError
+from pillion.core.replica import Failure
+from pillion.store.everyone import Everyone
+from pillion.store.instances import visible
+from pillion.store.rows import Attachment, AttachmentState, Hold
+from pillion.store.session import Session, owned
+from pillion.store.tables import adapters, attachments, instances
+
+
+class Attachments:
+    """A slot is held by what is attached or pinned until it is deleted or expires; detaching still holds it."""
+
+    def __init__(self, session: Session, everyone: Everyone) -> None:
+        self._session = session
+        self._everyone = everyone
+
+    async def create(
+        self,
+        account: str,
+        *,
+        adapter_row_id: int,
+        instance_id: int,
+        hold: Hold,
+        capacity: int,
+        wanted: int,
+        now: float,
+        pinned: bool = False,
+        expires_at: float | None = None,
+        session_key: str | None = None,
+        drain_deadline_s: float = 30.0,
+    ) -> Attachment:
+        """State `attaching`, 0 of `wanted` ready. `capacity` is the instance's slots, the surge slot left out.
+
+        Raises NotFoundError (adapter not the account's, instance neither its own nor a pool), ConflictError
+        (instance not wanted running), AlreadyAttachedError, InstanceAtCapacityError (all slots held).
+        """
+        await self._lock_instance(account, instance_id)
+        await self._lock_adapter(account, adapter_row_id)
+        if (there := await self.find(account, adapter_row_id, instance_id)) is not None:
+            raise AlreadyAttachedError(_already(there))
+        await self._check_room(instance_id, capacity, now)
+        fields = {
+            "account_id": account,
+            "adapter_row_id": adapter_row_id,
+            "instance_id": instance_id,
+            "hold": hold,
+            "pinned": pinned,
+            "expires_at": expires_at,
+            "session_key": session_key,
+            "state": "attaching",
+            "ready": 0,
+            "wanted": wanted,
+            "created_at": now,
+            "drain_deadline_s": drain_deadline_s,
+        }
+        statement = sa.insert(attachments).values(**fields).returning(*attachments.c)
+        made = await self._session.one(statement, Attachment)
+        assert made is not None
+        return made
+
+    async def renew(
+        self,
+        account: str,
+        id: int,
+        *,
+        hold: Hold,
+        pinned: bool,
+        expires_at: float | None,
+        session_key: str | None,
+        capacity: int,
+        now: float,
+    ) -> Attachment:
+        """Change how an existing one is held (pin, TTL, load to attach), also one that failed or is detaching.
+
+        Those begin again at `attaching`. Raises NotFoundError, ConflictError and InstanceAtCapacityError as `create`.
+        """
+        before = await self.get(account, id)
+        if before is None:
+            raise NotFoundError(f"There is no attachment {id}.")
+        await self._lock_instance(account, before.instance_id)
+        await self._check_room(before.instance_id, capacity, now, but=id)
+        anew = attachments.c.state.in_(("failed", "detaching"))
+        values = {
+            "hold": hold,
+            "pinned": pinned,
+            "expires_at": expires_at,
+            "session_key": session_key,
+            "state": sa.case((anew, "attaching"), else_=attachments.c.state),
+            "ready": sa.case((anew, 0), else_=attachments.c.ready),
+            "error_code": sa.case((anew, None), else_=attachments.c.error_code),
+            "error_message": sa.case((anew, None), else_=attachments.c.error_message),
+        }
+        statement = sa.update(attachments).where(owned(attachments, account), attachments.c.id == id)
+        after = await self._session.one(statement.values(**values).returning(*attachments.c), Attachment)
+        if after is None:
+            raise NotFoundError(f"There is no attachment {id}.")
+        return after
+
+    async def get(self, account: str, id: int) -> Attachment | None:
+        return await self._session.one(self._of(account).where(attachments.c.id == id), Attachment)
+
+    async def find(self, account: str, adapter_row_id: int, instance_id: int) -> Attachment | None:
+        same = (attachments.c.adapter_row_id == adapter_row_id) & (attachments.c.instance_id == instance_id)
+        return await self._session.one(self._of(account).where(same), Attachment)
+
+    async def list(
+        self,
+        account: str,
+        *,
+        adapter_row_id: int | None = None,
+        instance_id: int | None = None,
+        session_key: str | None = None,
+    ) -> list[Attachment]:
+        """The account's, oldest first: all, or those of an adapter, an instance, a session."""
+        statement = self._of(account).order_by(attachments.c.id)
+        wanted = {"adapter_row_id": adapter_row_id, "instance_id": instance_id, "session_key": session_key}
+        for column, value in wanted.items():
+            if value is not None:
+                statement = statement.where(attachments.c[column] == value)
+        return await self._session.all(statement, Attachment)
+
+    async def update_state(
+        self,
+        account: str,
+        id: int,
+        *,
+        state: AttachmentState,
+        ready: int,
+        wanted: int,
+        error: Failure | None = None,
+    ) -> bool:
+        """What a controller found. False, and nothing done, where it is gone or detaching by now."""
+        values = {
+            "state": state,
+            "ready": ready,
+            "wanted": wanted,
+            "error_code": error.code if error else None,
+            "error_message": error.message if error else None,
+        }
+        statement = sa.update(attachments).where(
+            owned(attachments, account), attachments.c.id == id, attachments.c.state != "detaching"
+        )
+        return await self._session.changed(statement.values(**values))
+
+    async def mark_detaching(self, account: str, id: int, *, drain_deadline_s: float | None = None) -> bool:
+        """Again is no error. False: not there."""
+        values: dict[str, Any] = {"state": "detaching"}
+        if drain_deadline_s is not None:
+            values["drain_deadline_s"] = drain_deadline_s
+        statement = sa.update(attachments).where(owned(attachments, account), attachments.c.id == id)
+        return await self._session.changed(statement.values(**values))
+
+    async def delete(self, account: str, id: int) -> bool:
+        """Its slot is free. For what is proved gone from every replica."""
+        return await self._session.changed(
+            sa.delete(attachments).where(owned(attachments, account), attachments.c.id == id)
+        )
+
+    async def _lock_instance(self, account: str, id: int) -> None:
+        """One after the other from here: the count of held slots stays true until commit."""
+        statement = sa.select(instances.c.wanted).where(visible(account, pool=True), instances.c.id == id)
+        wanted = await self._session.value(statement.with_for_update(key_share=True))
+        if wanted is None:
+            raise NotFoundError(f"There is no instance {id}.")
+        if wanted != "running":
+            raise ConflictError(f"Instance {id} is stopped or stopping; choose one that runs.")
+
+    async def _lock_adapter(self, account: str, row_id: int) -> None:
+        statement = sa.select(adapters.c.row_id).where(owned(adapters, account), adapters.c.row_id == row_id)
+        if await self._session.value(statement.with_for_update(read=True, key_share=True)) is None:
+            raise NotFoundError(f"There is no adapter {row_id}.")
+
+    async def _check_room(self, instance_id: int, capacity: int, now: float, *, but: int = 0) -> None:
+        held = await self._everyone.held_slots(instance_id, now, but=but)
+        if held >= capacity:
+            raise InstanceAtCapacityError(
+                f"model instance at capacity: instance {instance_id} holds {held} of {capacity} adapters; "
+                "detach or unpin one, or use another instance."
+            )
+
+    def _of(self, account: str) -> sa.Select[Any]:
+        return sa.select(attachments).where(owned(attachments, account))
+
+
+def _already(there: Attachment) -> str:
+    how = "being detached from" if there.state == "detaching" else f"{there.hold} on"
+    return f"Adapter {there.adapter_row_id} is {how} instance {there.instance_id} already."

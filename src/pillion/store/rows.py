@@ -1,0 +1,182 @@
+"""What comes out of the database: one frozen struct per table, its fields the table's columns.
+
+Times are seconds since the epoch. `account_id` None means the operator's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Tier = Literal["shared", "reserved", "dedicated"]
+AdapterState = Literal["registered", "importing", "failed"]
+InstanceState = Literal["pending", "starting", "running", "degraded", "stopping", "stopped", "failed"]
+Hold = Literal["attached", "loaded"]
+AttachmentState = Literal["attaching", "ready", "failed", "detaching"]
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class Account(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+    tier: Tier
+    local_only: bool
+    created_at: float
+
+
+class ApiKey(msgspec.Struct, frozen=True):
+    id: str
+    account_id: str
+    lookup: str
+    digest: str
+    name: str
+    scopes: list[str]
+    created_at: float
+    revoked_at: float | None
+
+
+class RegisteredModel(msgspec.Struct, frozen=True):
+    id: int
+    account_id: str
+    name: str
+    source: str
+    revision: str | None
+    kind: str
+    lora: bool
+    region: str | None
+    image: str | None
+    created_at: float
+
+
+class Adapter(msgspec.Struct, frozen=True):
+    row_id: int
+    id: str
+    account_id: str
+    name: str
+    label: str
+    base_model: str
+    region: str | None
+    state: AdapterState
+    live_version: int | None
+    created_at: float
+
+
+class AdapterVersion(msgspec.Struct, frozen=True):
+    """Immutable. `source` says where the bytes came from, e.g. `{"repo": …, "commit": …}`."""
+
+    adapter_row_id: int
+    account_id: str
+    version: int
+    digest: str
+    rank: int
+    alpha: float
+    target_modules: list[str]
+    size_bytes: int
+    warnings: list[str]
+    source: dict[str, Any]
+    created_at: float
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """`spec` is control's: replicas per region, lora, engine, GPU…"""
+
+    id: int
+    account_id: str | None
+    model: str
+    spec: dict[str, Any]
+    wanted: Literal["running", "stopped"]
+    state: InstanceState
+    termination_reason: str | None
+    created_at: float
+    stopped_at: float | None
+    generation: int
+
+
+class Attachment(msgspec.Struct, frozen=True):
+    """The wish that an adapter be served by an instance; `ready` of `wanted` replicas have confirmed it."""
+
+    id: int
+    account_id: str
+    adapter_row_id: int
+    instance_id: int
+    hold: Hold
+    pinned: bool
+    expires_at: float | None
+    session_key: str | None
+    state: AttachmentState
+    ready: int
+    wanted: int
+    error_code: str | None
+    error_message: str | None
+    created_at: float
+    drain_deadline_s: float
+
+
+class Job(msgspec.Struct, frozen=True):
+    """`progress` 0..1. `holder` is the worker that runs it."""
+
+    id: str
+    account_id: str
+    kind: str
+    subject: dict[str, Any]
+    state: JobState
+    progress: float
+    message: str
+    error: dict[str, Any] | None
+    created_at: float
+    updated_at: float
+    holder: str | None
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    job_id: str
+    account_id: str
+    seq: int
+    at: float
+    line: str
+
+
+class Event(msgspec.Struct, frozen=True):
+    """What was done, to what (`subject`, e.g. `adapter:adp_…`), by whom (in `detail`)."""
+
+    id: int
+    account_id: str | None
+    at: float
+    kind: str
+    subject: str
+    detail: dict[str, Any]
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """`token` grows with every holder: the fence for writes made under the lease."""
+
+    name: str
+    holder: str
+    token: int
+    expires_at: float
+
+
+class LiveVersion(msgspec.Struct, frozen=True):
+    version: int
+    digest: str
+    rank: int
+    size_bytes: int
+
+
+class RoutedAdapter(msgspec.Struct, frozen=True):
+    """An adapter as routing needs it. `labels`: the present one first, then former ones, the newest first."""
+
+    adapter: Adapter
+    labels: tuple[str, ...]
+    live: LiveVersion | None
+
+
+class SnapshotRows(msgspec.Struct, frozen=True):
+    """One consistent read: keys not revoked, attachments not detaching, instances wanted running."""
+
+    keys: list[ApiKey]
+    models: list[RegisteredModel]
+    adapters: list[RoutedAdapter]
+    attachments: list[Attachment]
+    instances: list[Instance]

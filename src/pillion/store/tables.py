@@ -1,0 +1,266 @@
+"""The tables. Times are seconds since the epoch. Tables of tenants carry `account_id`, even where a key implies it.
+
+A change needs a migration (`python -m pillion.store.migrations.revise "why"`): a test compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Int = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+Json = sa.JSON(none_as_null=True)  # not JSONB, which refuses \u0000
+
+
+class PlainText(sa.types.TypeDecorator[str]):
+    """Text that PostgreSQL takes too: NUL becomes U+FFFD, half a surrogate pair `?`."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
+        if not isinstance(value, str):
+            return value
+        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def _id() -> sa.Column[int]:
+    return sa.Column("id", Int, sa.Identity(), primary_key=True)
+
+
+def _text(name: str, *, null: bool = False, key: bool = False) -> sa.Column[str]:
+    return sa.Column(name, PlainText, nullable=null, primary_key=key)
+
+
+def _account(*, null: bool = False, key: bool = False) -> sa.Column[str]:
+    return sa.Column("account_id", PlainText, sa.ForeignKey("accounts.id"), nullable=null, primary_key=key)
+
+
+def _time(name: str, *, null: bool = False) -> sa.Column[float]:
+    return sa.Column(name, sa.Double, nullable=null)
+
+
+def _int(name: str, *, null: bool = False, key: bool = False) -> sa.Column[int]:
+    return sa.Column(name, Int, nullable=null, primary_key=key, autoincrement=False)
+
+
+def _of_adapter(*, ondelete: str) -> sa.ForeignKeyConstraint:
+    """The adapter is of the same account: the database itself keeps tenants apart."""
+    return sa.ForeignKeyConstraint(
+        ["adapter_row_id", "account_id"], ["adapters.row_id", "adapters.account_id"], ondelete=ondelete
+    )
+
+
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    _text("id", key=True),
+    _text("name"),
+    _text("tier"),
+    sa.Column("local_only", sa.Boolean, nullable=False),
+    _time("created_at"),
+    sa.UniqueConstraint("name"),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    _text("id", key=True),
+    _account(),
+    _text("lookup"),
+    _text("digest"),
+    _text("name"),
+    sa.Column("scopes", Json, nullable=False),
+    _time("created_at"),
+    _time("revoked_at", null=True),
+    sa.UniqueConstraint("lookup"),
+    sa.Index(None, "account_id"),
+)
+
+registered_models = sa.Table(
+    "registered_models",
+    metadata,
+    _id(),
+    _account(),
+    _text("name"),
+    _text("source"),
+    _text("revision", null=True),
+    _text("kind"),
+    sa.Column("lora", sa.Boolean, nullable=False),
+    _text("region", null=True),
+    _text("image", null=True),
+    _time("created_at"),
+    sa.UniqueConstraint("account_id", "name"),
+    sqlite_autoincrement=True,
+)
+
+adapters = sa.Table(
+    "adapters",
+    metadata,
+    sa.Column("row_id", Int, sa.Identity(), primary_key=True),
+    _text("id"),
+    _account(),
+    _text("name"),
+    _text("label"),
+    _text("base_model"),
+    _text("region", null=True),
+    _text("state"),
+    _int("live_version", null=True),
+    _time("created_at"),
+    sa.UniqueConstraint("id"),
+    sa.UniqueConstraint("account_id", "name"),
+    sa.UniqueConstraint("row_id", "account_id"),
+    sa.Index(None, "account_id", "row_id"),
+    sqlite_autoincrement=True,
+)
+
+adapter_labels = sa.Table(
+    "adapter_labels",
+    metadata,
+    _int("adapter_row_id", key=True),
+    _account(),
+    _text("label", key=True),
+    _time("created_at"),
+    _of_adapter(ondelete="CASCADE"),
+    sa.Index(None, "account_id", "label"),
+)
+
+adapter_versions = sa.Table(
+    "adapter_versions",
+    metadata,
+    _int("adapter_row_id", key=True),
+    _account(),
+    _int("version", key=True),
+    _text("digest"),
+    _int("rank"),
+    sa.Column("alpha", sa.Double, nullable=False),
+    sa.Column("target_modules", Json, nullable=False),
+    _int("size_bytes"),
+    sa.Column("warnings", Json, nullable=False),
+    sa.Column("source", Json, nullable=False),
+    _time("created_at"),
+    _of_adapter(ondelete="CASCADE"),
+    sa.Index(None, "digest"),
+)
+
+instances = sa.Table(
+    "instances",
+    metadata,
+    _id(),
+    _account(null=True),
+    _text("model"),
+    sa.Column("spec", Json, nullable=False),
+    _text("wanted"),
+    _text("state"),
+    _text("termination_reason", null=True),
+    _time("created_at"),
+    _time("stopped_at", null=True),
+    _int("generation"),
+    sa.Index(None, "account_id", "id"),
+    sa.Index(None, "wanted"),
+    sqlite_autoincrement=True,
+)
+
+attachments = sa.Table(
+    "attachments",
+    metadata,
+    _id(),
+    _account(),
+    _int("adapter_row_id"),
+    sa.Column("instance_id", Int, sa.ForeignKey("instances.id"), nullable=False),
+    _text("hold"),
+    sa.Column("pinned", sa.Boolean, nullable=False),
+    _time("expires_at", null=True),
+    _text("session_key", null=True),
+    _text("state"),
+    _int("ready"),
+    _int("wanted"),
+    _text("error_code", null=True),
+    _text("error_message", null=True),
+    _time("created_at"),
+    sa.Column("drain_deadline_s", sa.Double, nullable=False),
+    _of_adapter(ondelete="RESTRICT"),
+    sa.UniqueConstraint("adapter_row_id", "instance_id"),
+    sa.Index(None, "instance_id"),
+    sa.Index(None, "account_id", "session_key"),
+    sqlite_autoincrement=True,
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    _text("id", key=True),
+    _account(),
+    _text("kind"),
+    sa.Column("subject", Json, nullable=False),
+    _text("state"),
+    sa.Column("progress", sa.Double, nullable=False),
+    _text("message"),
+    sa.Column("error", Json, nullable=True),
+    _time("created_at"),
+    _time("updated_at"),
+    _text("holder", null=True),
+    sa.UniqueConstraint("id", "account_id"),
+    sa.Index(None, "account_id", "created_at", "id"),
+    sa.Index(None, "state", "kind", "created_at"),
+)
+
+job_log = sa.Table(
+    "job_log",
+    metadata,
+    _text("job_id", key=True),
+    _account(),
+    _int("seq", key=True),
+    _time("at"),
+    _text("line"),
+    sa.ForeignKeyConstraint(["job_id", "account_id"], ["jobs.id", "jobs.account_id"], ondelete="CASCADE"),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    _id(),
+    _account(null=True),
+    _time("at"),
+    _text("kind"),
+    _text("subject"),
+    sa.Column("detail", Json, nullable=False),
+    sa.Index(None, "account_id", "subject", "id"),
+    sqlite_autoincrement=True,
+)
+
+secrets = sa.Table(
+    "secrets",
+    metadata,
+    _account(key=True),
+    _text("name", key=True),
+    sa.Column("ciphertext", sa.LargeBinary, nullable=False),
+)
+
+settings = sa.Table(
+    "settings",
+    metadata,
+    _text("name", key=True),
+    sa.Column("value", sa.LargeBinary, nullable=False),
+)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    _text("name", key=True),
+    _text("holder"),
+    _int("token"),
+    _time("expires_at"),
+)
+
+TENANT_TABLES = frozenset(table.name for table in metadata.sorted_tables if "account_id" in table.c)

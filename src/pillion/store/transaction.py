@@ -1,0 +1,40 @@
+"""A transaction: the repositories over one connection."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from pillion.store.accounts import Accounts
+from pillion.store.adapters import Adapters
+from pillion.store.attachments import Attachments
+from pillion.store.events import Events
+from pillion.store.everyone import Everyone
+from pillion.store.instances import Instances
+from pillion.store.jobs import Jobs
+from pillion.store.keys import Keys
+from pillion.store.leases import Leases
+from pillion.store.models import Models
+from pillion.store.secrets import Secrets
+from pillion.store.session import Session
+from pillion.store.settings import Settings
+from pillion.store.versions import Versions
+
+
+class Tx:
+    """Methods take the account first and see only what is its; `everyone` alone crosses accounts."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        session = Session(connection)
+        self.everyone = Everyone(Session(connection, everyone=True))
+        self.accounts = Accounts(session)
+        self.keys = Keys(session)
+        self.models = Models(session)
+        self.adapters = Adapters(session)
+        self.versions = Versions(session)
+        self.instances = Instances(session)
+        self.attachments = Attachments(session, self.everyone)
+        self.jobs = Jobs(session)
+        self.events = Events(session)
+        self.secrets = Secrets(session)
+        self.settings = Settings(session)
+        self.leases = Leases(session)

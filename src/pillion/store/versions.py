@@ -1,0 +1,77 @@
+"""Adapter versions: immutable, numbered from 1 in each adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from pillion.core.errors import NotFoundError
+from pillion.store.rows import AdapterVersion
+from pillion.store.session import Session, owned
+from pillion.store.tables import adapter_versions, adapters
+
+
+class Versions:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def add(
+        self,
+        account: str,
+        adapter_row_id: int,
+        *,
+        digest: str,
+        rank: int,
+        alpha: float,
+        target_modules: Sequence[str],
+        size_bytes: int,
+        source: Mapping[str, Any],
+        now: float,
+        warnings: Sequence[str] = (),
+    ) -> AdapterVersion:
+        """The next version; it does not go live by this. Raises NotFoundError (no such adapter)."""
+        number = await self._next(account, adapter_row_id)
+        fields = {
+            "adapter_row_id": adapter_row_id,
+            "account_id": account,
+            "version": number,
+            "digest": digest,
+            "rank": rank,
+            "alpha": alpha,
+            "target_modules": list(target_modules),
+            "size_bytes": size_bytes,
+            "warnings": list(warnings),
+            "source": dict(source),
+            "created_at": now,
+        }
+        statement = sa.insert(adapter_versions).values(**fields).returning(*adapter_versions.c)
+        made = await self._session.one(statement, AdapterVersion)
+        assert made is not None
+        return made
+
+    async def get(self, account: str, adapter_row_id: int, version: int) -> AdapterVersion | None:
+        statement = self._of(account, adapter_row_id).where(adapter_versions.c.version == version)
+        return await self._session.one(statement, AdapterVersion)
+
+    async def list(self, account: str, adapter_row_id: int) -> list[AdapterVersion]:
+        """Oldest first."""
+        statement = self._of(account, adapter_row_id).order_by(adapter_versions.c.version)
+        return await self._session.all(statement, AdapterVersion)
+
+    async def _next(self, account: str, adapter_row_id: int) -> int:
+        adapter = sa.select(adapters.c.row_id).where(
+            owned(adapters, account), adapters.c.row_id == adapter_row_id
+        )
+        if await self._session.value(adapter.with_for_update(key_share=True)) is None:
+            raise NotFoundError(f"There is no adapter {adapter_row_id}.")
+        last = sa.select(sa.func.max(adapter_versions.c.version)).where(
+            owned(adapter_versions, account), adapter_versions.c.adapter_row_id == adapter_row_id
+        )
+        return (await self._session.value(last) or 0) + 1
+
+    def _of(self, account: str, adapter_row_id: int) -> sa.Select[Any]:
+        return sa.select(adapter_versions).where(
+            owned(adapter_versions, account), adapter_versions.c.adapter_row_id == adapter_row_id
+        )
