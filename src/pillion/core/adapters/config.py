@@ -121,7 +121,7 @@ def _kind_faults(document: Mapping[str, Any]) -> list[str]:
         init is None or isinstance(init, bool) or (isinstance(init, str) and init.lower() in _PLAIN_INITS)
     ):
         reasons.append(
-            f"init_lora_weights is {shown(init)}, which trains against a changed base; convert it to plain LoRA "
+            f"init_lora_weights is {shown(init)}, which changes the base in training; make it plain LoRA "
             "(PEFT: path_initial_model_for_weight_conversion)"
         )
     return reasons

@@ -131,7 +131,8 @@ def _shape_faults(item: Pair, rank: int, shape: tuple[int, int]) -> Iterator[str
     rows, columns = shape if not item.embedding else (shape[1], shape[0])
     for tensor, expected in ((item.a, (rank, columns)), (item.b, (rows, rank))):
         if tensor.shape != expected:
-            yield f"{shown(tensor.name)} has shape {shown(list(tensor.shape))} where {list(expected)} is needed"
+            found = shown(list(tensor.shape))
+            yield f"{shown(tensor.name)} has shape {found} where {list(expected)} is needed"
 
 
 def _config_warnings(peft: PeftConfig, pairs: Sequence[Pair]) -> Iterator[str]:
