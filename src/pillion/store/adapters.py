@@ -32,7 +32,7 @@ class Adapters:
         region: str | None = None,
         state: AdapterState = "registered",
     ) -> Adapter:
-        """`label` is the name unless given. Raises NameTakenError, also where a registered model has the name."""
+        """`label` is the name unless given. Raises NameTakenError, also where a model of yours has it."""
         label = label or name
         await Accounts(self._session).lock(account)
         await self._refuse_model_name(account, name, "name")
@@ -115,7 +115,7 @@ class Adapters:
                 return await self._session.changed(statement)
         except IntegrityError as error:
             raise AdapterInUseError(
-                f"Adapter {row_id} is attached to or loaded on an instance; detach it first or use force=true."
+                f"Adapter {row_id} is attached or loaded on an instance; detach it first or use force=true."
             ) from error
 
     async def labels_of(self, account: str, row_id: int) -> Sequence[str]:

@@ -16,7 +16,7 @@ from pillion.store.tables import adapters, attachments, instances
 
 
 class Attachments:
-    """A slot is held by what is attached or pinned until it is deleted or expires; detaching still holds it."""
+    """What is attached or pinned holds a slot until it is deleted or expires, also while it is detaching."""
 
     def __init__(self, session: Session, everyone: Everyone) -> None:
         self._session = session
@@ -37,7 +37,7 @@ class Attachments:
         session_key: str | None = None,
         drain_deadline_s: float = 30.0,
     ) -> Attachment:
-        """State `attaching`, 0 of `wanted` ready. `capacity` is the instance's slots, the surge slot left out.
+        """State `attaching`, 0 of `wanted` ready. `capacity`: the instance's slots without the surge slot.
 
         Raises NotFoundError (adapter not the account's, instance neither its own nor a pool), ConflictError
         (instance not wanted running), AlreadyAttachedError, InstanceAtCapacityError (all slots held).
@@ -78,9 +78,10 @@ class Attachments:
         capacity: int,
         now: float,
     ) -> Attachment:
-        """Change how an existing one is held (pin, TTL, load to attach), also one that failed or is detaching.
+        """Change how an existing one is held: pin, TTL, load to attach.
 
-        Those begin again at `attaching`. Raises NotFoundError, ConflictError and InstanceAtCapacityError as `create`.
+        One that failed or is detaching begins again at `attaching`. Raises NotFoundError, ConflictError and
+        InstanceAtCapacityError as `create` does.
         """
         before = await self.get(account, id)
         if before is None:

@@ -142,10 +142,9 @@ def _on_connect(engine: AsyncEngine, extra: tuple[str, ...]) -> None:
 
 
 def _postgres(url: sa.URL) -> tuple[AsyncEngine, AsyncEngine]:
+    timeout = {"timeout": WAIT_S}
     try:
-        write = create_async_engine(
-            url, pool_pre_ping=True, pool_timeout=WAIT_S, connect_args={"timeout": WAIT_S}
-        )
+        write = create_async_engine(url, pool_pre_ping=True, pool_timeout=WAIT_S, connect_args=timeout)
     except ModuleNotFoundError as error:
         raise InvalidRequestError(
             "PostgreSQL needs the asyncpg package: install pillion[postgres].", param="database.url"

@@ -141,8 +141,8 @@ class Everyone:
         columns = (adapter_labels.c.adapter_row_id, adapter_labels.c.label)
         statement = sa.select(*columns).order_by(adapter_labels.c.created_at.desc(), adapter_labels.c.label)
         grouped: dict[int, list[str]] = {}
-        for row_id, label in await self._session.run(statement):
-            grouped.setdefault(row_id, []).append(label)
+        for row in (await self._session.run(statement)).mappings():
+            grouped.setdefault(row["adapter_row_id"], []).append(row["label"])
         return grouped
 
 

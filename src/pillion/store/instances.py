@@ -55,7 +55,7 @@ class Instances:
     async def set_state(
         self, account: str | None, id: int, state: InstanceState, now: float, *, reason: str | None = None
     ) -> Instance | None:
-        """What a controller found. None, and nothing done, where it is gone, or wanted stopped and not ending.
+        """What a controller found. None, and nothing done: it is gone, or it is to stop and `state` says otherwise.
 
         `reason` becomes the termination reason if given.
         """
@@ -72,7 +72,7 @@ class Instances:
     async def stop(
         self, account: str | None, id: int, now: float, *, reason: str | None = None
     ) -> Instance | None:
-        """Wanted stopped from now on, and `stopping` unless it has ended. Again is no error; None: not there."""
+        """To be stopped, and `stopping` unless it has ended. Again is no error. None: not there."""
         ended = instances.c.state.in_(("stopped", "failed"))
         values: dict[str, Any] = {
             "wanted": "stopped",

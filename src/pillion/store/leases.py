@@ -1,7 +1,7 @@
 """Leases: one control at a time does a thing, and a write under a lost lease is refused.
 
-The token is the fence: it grows with every acquisition, and `check` inside the writing transaction holds the lease's row
-until commit, so that nobody can take the lease over between check and commit.
+The token is the fence: it grows with every acquisition, and `check` inside the writing
+transaction holds the row until commit, so that nobody can take the lease over in between.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Leases:
             raise LeaseLostError(f"Lease {name!r} with token {token} was taken over.")
 
     async def release(self, name: str, token: int) -> bool:
-        """Free at once, and the token void. False where it was taken over. The row stays: tokens go on growing."""
+        """Free at once, and the token void. False where it was taken over. The row stays: tokens grow."""
         statement = sa.update(leases).where(leases.c.name == name, leases.c.token == token)
         return await self._session.changed(statement.values(expires_at=0.0, holder="", token=token + 1))
 

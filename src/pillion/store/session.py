@@ -15,7 +15,7 @@ Fields = Mapping[str, Any]
 
 
 class Session:
-    """Runs statements. Those of an `everyone` session may cross accounts; they are marked, and tests watch."""
+    """Runs statements. An `everyone` session's may cross accounts: they are marked, and tests watch."""
 
     def __init__(self, connection: AsyncConnection, *, everyone: bool = False) -> None:
         self._connection = connection

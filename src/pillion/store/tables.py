@@ -1,4 +1,4 @@
-"""The tables. Times are seconds since the epoch. Tables of tenants carry `account_id`, even where a key implies it.
+"""The tables. Times are seconds since the epoch. Tables of tenants have `account_id`, all of them.
 
 A change needs a migration (`python -m pillion.store.migrations.revise "why"`): a test compares the two.
 """

@@ -1,4 +1,4 @@
-"""`python -m pillion.store.migrations.revise "why"` writes a revision from what `tables.py` has and the history lacks.
+"""`python -m pillion.store.migrations.revise "why"` writes what `tables.py` has and the history lacks.
 
 Read and edit what it wrote: a rename looks to it like a drop and an add. There is no way down.
 """
