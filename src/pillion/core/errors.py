@@ -84,6 +84,16 @@ class AdapterNotDeployedError(NotFoundError):
     code = "adapter_not_deployed"
 
 
+class ArtifactMissingError(NotFoundError):
+    code = "artifact_missing"
+
+
+class ArtifactCorruptError(PillionError):
+    """Stored bytes are not those of their digest. Never served; upload or import them again."""
+
+    status, code, type = 500, "artifact_corrupt", "api_error"
+
+
 class ConflictError(PillionError):
     status, code, type = 409, "conflict", "conflict_error"
 
