@@ -1,0 +1,5 @@
+"""`python -m pillion` is `pillion`."""
+
+from pillion.main.entry import run
+
+run()

@@ -1,0 +1,105 @@
+"""Bodies of requests to the control API. Unknown fields are refused, so that a misspelt option is not ignored."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Text = Field(max_length=1000)
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class LoraBody(_Body):
+    enabled: bool = True
+    max_adapters: int = 16
+    max_rank: int = 64
+    max_active: int | None = None
+    on_demand: bool = False
+
+
+class LaunchBody(_Body):
+    model: str = Text
+    regions: list[str] | None = Field(default=None, max_length=64)
+    gpu_type: str | None = None
+    gpu_count: int = Field(default=1, ge=1, le=64)
+    replicas: int | None = Field(default=None, ge=1, le=1000)
+    lora: LoraBody | None = None
+    engine: Literal["vllm", "sim"] | None = None
+    image: str | None = None
+    openai_compatible: bool = True
+    custom_api_path: str | None = Field(default=None, max_length=200)
+    options: dict[str, Any] = Field(default_factory=dict, description="Engine options the operator allows.")
+
+
+class AttachTarget(_Body):
+    instance_id: int
+
+
+class DeployBody(_Body):
+    """Exactly one of the two."""
+
+    attach: AttachTarget | None = None
+    launch: LaunchBody | None = None
+
+
+class AttachBody(_Body):
+    adapter: str | int = Field(description="Public id, row id or name.")
+
+
+class MoveBody(_Body):
+    source: int = Field(alias="from")
+    to: int
+
+
+class ImportBody(_Body):
+    name: str = Text
+    base_model: str = Text
+    repo: str = Field(max_length=200)
+    revision: str | None = Field(default=None, max_length=200)
+    region: str | None = None
+
+
+class RenameBody(_Body):
+    label: str = Text
+
+
+class LoadBody(_Body):
+    backends: list[int | str] | None = Field(default=None, max_length=64)
+    pin: bool = False
+    ttl_seconds: float | None = Field(default=None, gt=0, le=31_536_000)
+    session_key: str | None = Field(default=None, max_length=200)
+    wait: bool = True
+
+
+class UnloadBody(_Body):
+    backends: list[int | str] | None = Field(default=None, max_length=64)
+
+
+class WarmupBody(_Body):
+    adapters: list[str | int] = Field(max_length=200)
+
+
+class KeyBody(_Body):
+    name: str = Field(default="", max_length=100)
+    scopes: list[Literal["inference", "manage", "admin"]] = Field(default=["inference"], min_length=1, max_length=3)
+
+
+class AccountBody(_Body):
+    name: str = Text
+    tier: Literal["shared", "reserved", "dedicated"] = "shared"
+
+
+class RegisterModelBody(_Body):
+    name: str = Text
+    source: str = Field(max_length=1000, description="hf:<repo>[@revision] or path:<directory>")
+    kind: Literal["chat", "embedding"] = "chat"
+    lora: bool = True
+    region: str | None = None
+
+
+class HfTokenBody(_Body):
+    token: str = Field(min_length=1, max_length=500)

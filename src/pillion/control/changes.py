@@ -1,0 +1,28 @@
+"""Who waits for a change hears of it at once: wishes written here, facts heard from agents."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Changes:
+    """A counter that grows with every change; waiters sleep until it has passed what they have seen."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._changed = asyncio.Event()
+
+    def notify(self) -> None:
+        self.count += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def wait(self, seen: int, timeout: float) -> int:
+        """The count, as soon as it differs from `seen`, or after `timeout` seconds."""
+        if self.count == seen:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+        return self.count

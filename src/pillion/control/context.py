@@ -1,0 +1,55 @@
+"""What the use cases work with: the ports and settings of one control process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography.fernet import Fernet
+
+from pillion.artifacts.store import ArtifactStore
+from pillion.control.agents import Agents
+from pillion.control.changes import Changes
+from pillion.control.snapshots import Gateways, Publisher
+from pillion.core.catalogue import Catalogue
+from pillion.fleet.provisioner import Provisioner
+from pillion.store.database import Database
+
+if TYPE_CHECKING:
+    from pillion.control.controller import Controller
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`models_root`: accounts' own `path:` models lie under `<models_root>/<account id>`."""
+
+    max_rank: int
+    max_adapter_bytes: int
+    drain_s: float
+    models_root: Path
+    work_dir: Path
+
+
+@dataclass
+class Control:
+    """`choice` picks one character from a secure source; `clock` is seconds since the epoch.
+
+    `changes` is notified after every committed change of a wish.
+    """
+
+    db: Database
+    artifacts: ArtifactStore
+    catalogue: Catalogue
+    settings: Settings
+    clock: Callable[[], float]
+    choice: Callable[[str], str]
+    pepper: bytes
+    vault: Fernet
+    changes: Changes
+    agents: Agents
+    gateways: Gateways
+    publisher: Publisher
+    provisioners: Mapping[str, Provisioner]
+    controller: Controller = field(init=False)

@@ -1,0 +1,196 @@
+"""Load and unload: the runtime's view. A load holds a slot only while it is pinned; else it may be evicted."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from pillion.control import attachments, lookup
+from pillion.control.context import Control
+from pillion.control.keys import Principal
+from pillion.control.plan import expected_in, spec_of
+from pillion.control.views import AttachmentView, BackendAdapterView, BackendView, ErrorView, Page
+from pillion.core.errors import AdapterInUseError, AdapterNotDeployedError, InstanceAtCapacityError, NotFoundError
+from pillion.store.rows import Adapter, Attachment, Instance
+from pillion.store.transaction import Tx
+
+LOAD_WAIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """`backends` are instance ids; None is where the base would resolve to."""
+
+    backends: list[int] | None = None
+    pin: bool = False
+    ttl_seconds: float | None = None
+    session_key: str | None = None
+    wait: bool = True
+
+
+async def load(control: Control, who: Principal, ref: str, wish: Load) -> tuple[Page[AttachmentView], bool]:
+    """The attachments, and whether all of them are ready. All backends take it, or none does."""
+    async with control.db.transaction() as tx:
+        adapter = await lookup.adapter(tx, who, ref)
+        version = await lookup.live_version(tx, adapter)
+        if version is None:
+            raise AdapterNotDeployedError(f"adapter {adapter.name!r} has no bytes yet; wait for its import.")
+        backends = await _backends(tx, who, adapter, wish.backends)
+        before = {b.id: await tx.attachments.find(who.account, adapter.row_id, b.id) for b in backends}
+        rows = [await _hold(control, tx, who, adapter, b, before[b.id], wish) for b in backends]
+    for found in before.values():
+        await attachments.forget_failure(control, found, adapter)
+    control.changes.notify()
+    if wish.wait:
+        rows = await _until_settled(control, who, [row.id for row in rows])
+    page = Page([lookup.attachment_view(row, adapter) for row in rows])
+    return page, wish.wait and all(row.state == "ready" for row in rows)
+
+
+async def unload(
+    control: Control, who: Principal, ref: str, backends: list[int] | None
+) -> tuple[Page[AttachmentView], bool]:
+    """Drops pins too. Raises `AdapterInUseError` where it is attached: that is ended by detaching."""
+    async with control.db.transaction() as tx:
+        adapter = await lookup.adapter(tx, who, ref)
+        rows = await tx.attachments.list(who.account, adapter_row_id=adapter.row_id)
+        if backends is not None:
+            rows = [row for row in rows if row.instance_id in backends]
+        attached = [row.instance_id for row in rows if row.hold == "attached"]
+        if attached:
+            raise AdapterInUseError(
+                f"adapter {adapter.name!r} is attached to instance {attached[0]}; detach it there instead of unloading."
+            )
+        if not rows:
+            raise NotFoundError(f"adapter {adapter.name!r} is not loaded there.")
+        for row in rows:
+            await tx.attachments.mark_detaching(who.account, row.id)
+    control.changes.notify()
+    behind = await control.controller.published()
+    left = [await attachments.until_gone(control, who, row.id, attachments.DETACH_WAIT_S) for row in rows]
+    views = [lookup.attachment_view(now or row, adapter, behind) for now, row in zip(left, rows, strict=True)]
+    return Page(views), not any(left)
+
+
+async def warmup(control: Control, who: Principal, refs: list[str]) -> Page[AttachmentView]:
+    views: list[AttachmentView] = []
+    for ref in refs:
+        page, _ = await load(control, who, ref, Load(wait=False))
+        views.extend(page.data)
+    return Page(views)
+
+
+async def status(control: Control, who: Principal) -> Page[BackendView]:
+    """Slots of every instance the caller can use; on a pool, only one's own adapters show."""
+    async with control.db.read() as tx:
+        rows = await tx.instances.list(who.account, pool=True, wanted=True, limit=1000)
+        mine = await tx.attachments.list(who.account)
+        adapters = {a.row_id: a for a in await tx.adapters.list(who.account, limit=1000)}
+        found = []
+        for row in rows:
+            lora = spec_of(row).lora
+            if not lora.enabled:
+                continue
+            here = [a for a in mine if a.instance_id == row.id]
+            used = len(await tx.everyone.attachments(instance_id=row.id))
+            shown = [_shown(control, a, adapters[a.adapter_row_id]) for a in here]
+            found.append(
+                BackendView(row.id, row.model, lora.max_adapters, used, max(0, lora.max_adapters - used), shown)
+            )
+    return Page(found)
+
+
+def _shown(control: Control, row: Attachment, adapter: Adapter) -> BackendAdapterView:
+    used = [
+        resident.last_used
+        for replica in control.controller.replicas_of(row.instance_id)
+        if (facts := control.agents.facts.get(replica.id))
+        for resident in facts.adapters
+        if resident.engine_name.startswith(adapter.id + "@") and resident.last_used is not None
+    ]
+    state = {"attaching": "loading", "ready": "loaded", "detaching": "evicting"}.get(row.state, row.state)
+    error = ErrorView(row.error_code, row.error_message or "") if row.error_code else None
+    held = row.pinned or row.hold == "attached"
+    return BackendAdapterView(adapter.id, adapter.name, state, held, max(used, default=None), row.expires_at, error)
+
+
+async def _backends(tx: Tx, who: Principal, adapter: Adapter, ids: list[int] | None) -> list[Instance]:
+    if ids is not None:
+        return [await lookup.instance(tx, who, id) for id in dict.fromkeys(ids)]
+    rows = await tx.instances.list(who.account, pool=True, wanted=True, model=adapter.base_model, limit=1000)
+    version = await lookup.live_version(tx, adapter)
+    fitting = [r for r in rows if not attachments.obstacles(adapter, version, r)]
+    own = [r for r in fitting if r.account_id is not None]
+    if not fitting:
+        raise AdapterNotDeployedError(
+            f"no running instance can take adapter {adapter.name!r}: launch one of {adapter.base_model!r} with LoRA."
+        )
+    return (own or fitting)[:1]
+
+
+async def _hold(
+    control: Control,
+    tx: Tx,
+    who: Principal,
+    adapter: Adapter,
+    instance: Instance,
+    there: Attachment | None,
+    wish: Load,
+) -> Attachment:
+    spec = await attachments.fits(tx, adapter, instance)
+    now = control.clock()
+    expires_at = None if wish.ttl_seconds is None else now + wish.ttl_seconds
+    capacity = spec.lora.max_adapters
+    if there is not None and there.hold == "attached" and there.state != "detaching":
+        return there  # it is held more firmly than any load would
+    if there is not None:
+        return await tx.attachments.renew(
+            who.account,
+            there.id,
+            hold="loaded",
+            pinned=wish.pin,
+            expires_at=expires_at,
+            session_key=wish.session_key,
+            capacity=capacity,
+            now=now,
+        )
+    await _make_room(tx, instance, capacity)
+    return await tx.attachments.create(
+        who.account,
+        adapter_row_id=adapter.row_id,
+        instance_id=instance.id,
+        hold="loaded",
+        pinned=wish.pin,
+        expires_at=expires_at,
+        session_key=wish.session_key,
+        capacity=capacity,
+        wanted=expected_in(spec, adapter.region),
+        now=now,
+        drain_deadline_s=control.settings.drain_s,
+    )
+
+
+async def _make_room(tx: Tx, instance: Instance, capacity: int) -> None:
+    """End the oldest unpinned load where every slot is taken. Raises `InstanceAtCapacityError` where all are held."""
+    rows = await tx.everyone.attachments(instance_id=instance.id, detaching=False)
+    if len(rows) < capacity:
+        return
+    loads = [row for row in rows if row.hold == "loaded" and not row.pinned]
+    if not loads:
+        raise InstanceAtCapacityError(
+            f"model instance at capacity: all {capacity} slots of instance {instance.id} are held; detach or unpin one."
+        )
+    oldest = min(loads, key=lambda row: row.created_at)
+    await tx.attachments.mark_detaching(oldest.account_id, oldest.id)
+
+
+async def _until_settled(control: Control, who: Principal, ids: list[int]) -> list[Attachment]:
+    deadline = asyncio.get_running_loop().time() + LOAD_WAIT_S
+    while True:
+        seen = control.controller.ticked.count
+        async with control.db.read() as tx:
+            rows = [row for id in ids if (row := await tx.attachments.get(who.account, id))]
+        left = deadline - asyncio.get_running_loop().time()
+        if left <= 0 or all(row.state in ("ready", "failed") for row in rows):
+            return rows
+        await control.controller.ticked.wait(seen, left)

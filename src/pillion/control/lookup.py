@@ -1,0 +1,90 @@
+"""Finding what a caller names: adapters by ref, instances by id; and showing them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pillion.control.context import Control
+from pillion.control.keys import Principal
+from pillion.control.views import AdapterView, AttachmentView, ErrorView
+from pillion.core.errors import NotFoundError
+from pillion.core.names import parse_ref
+from pillion.store.rows import Adapter, AdapterVersion, Attachment, Instance
+from pillion.store.transaction import Tx
+
+
+async def adapter(tx: Tx, who: Principal, ref: str) -> Adapter:
+    """The caller's adapter. What is unknown and what is another's get the same answer."""
+    parsed = parse_ref(ref)
+    row = await tx.adapters.by_ref(who.account, parsed) if parsed else None
+    if row is None:
+        raise NotFoundError(f"you have no adapter {ref[:80]!r}; GET /v1/adapters lists yours.")
+    return row
+
+
+async def instance(tx: Tx, who: Principal, id: int, *, pool: bool = True) -> Instance:
+    row = await tx.instances.get(who.account, id, pool=pool) if 0 < id < 2**53 else None
+    if row is None:
+        raise NotFoundError(f"you have no instance {id}; GET /v1/instances lists yours.")
+    return row
+
+
+async def live_version(tx: Tx, row: Adapter) -> AdapterVersion | None:
+    if row.live_version is None:
+        return None
+    return await tx.versions.get(row.account_id, row.row_id, row.live_version)
+
+
+async def adapter_view(control: Control, tx: Tx, row: Adapter) -> AdapterView:
+    version = await live_version(tx, row)
+    attachments = await tx.attachments.list(row.account_id, adapter_row_id=row.row_id)
+    return AdapterView(
+        id=row.id,
+        row_id=row.row_id,
+        name=row.name,
+        label=row.label,
+        aliases=aliases(row),
+        base_model=row.base_model,
+        region=row.region,
+        state=row.state,
+        version=row.live_version,
+        digest=version.digest if version else None,
+        rank=version.rank if version else None,
+        alpha=version.alpha if version else None,
+        target_modules=list(version.target_modules) if version else [],
+        size_bytes=version.size_bytes if version else None,
+        attachments=[attachment_view(a, row) for a in attachments],
+        warnings=list(version.warnings) if version else [],
+        created_at=row.created_at,
+    )
+
+
+def aliases(row: Adapter) -> list[str]:
+    """What to put in `model`: the label's form, then the base's."""
+    return [f"{row.label}:{row.row_id}", f"{row.base_model}:{row.name}"]
+
+
+def attachment_view(row: Attachment, adapter: Adapter, behind: Sequence[str] = ()) -> AttachmentView:
+    error = ErrorView(row.error_code, row.error_message or "") if row.error_code else None
+    return AttachmentView(
+        adapter_id=adapter.id,
+        adapter_row_id=adapter.row_id,
+        adapter=adapter.name,
+        instance_id=row.instance_id,
+        attached=row.hold == "attached",
+        pinned=row.pinned,
+        state=row.state,
+        ready=row.ready,
+        wanted=row.wanted,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        session_key=row.session_key,
+        error=error,
+        aliases=aliases(adapter),
+        unacknowledged=list(behind),
+    )
+
+
+def page_after(after: str | None) -> int:
+    """A cursor of ours; what is none begins at the start."""
+    return int(after) if after is not None and after.isascii() and after.isdigit() and len(after) < 17 else 0

@@ -1,0 +1,128 @@
+"""From wishes and facts to what should change: pure functions, applied by `control.controller`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from pillion.core.launch import InstanceSpec
+from pillion.core.names import engine_name
+from pillion.core.replica import Failure, GrantEntry, GroupSpec, Replica, ReplicaStatus
+from pillion.store.rows import Attachment, AttachmentState, Instance, InstanceState, RoutedAdapter
+
+HOLDING = frozenset({"loading", "loaded", "evicting"})
+
+
+def spec_of(instance: Instance) -> InstanceSpec:
+    return msgspec.convert(instance.spec, InstanceSpec)
+
+
+def groups(instances: Iterable[Instance]) -> dict[tuple[int, str], GroupSpec]:
+    """The process groups wanted: one per running instance and region."""
+    return {
+        (group.instance, group.region): group
+        for instance in instances
+        if instance.wanted == "running"
+        for group in spec_of(instance).groups(instance.id, instance.model, instance.generation)
+    }
+
+
+def name_of(adapter: RoutedAdapter) -> str | None:
+    """The engine-side name of the live version; None while there is none."""
+    return engine_name(adapter.adapter.id, adapter.live.digest) if adapter.live else None
+
+
+def entries(
+    region: str, attachments: Iterable[Attachment], adapters: Mapping[int, RoutedAdapter]
+) -> tuple[GrantEntry, ...]:
+    """What a replica in `region` is to hold, of the attachments of its instance."""
+    found = []
+    for attachment in attachments:
+        adapter = adapters.get(attachment.adapter_row_id)
+        if attachment.state == "detaching" or adapter is None or adapter.live is None:
+            continue
+        if adapter.adapter.region not in (None, region):
+            continue
+        found.append(
+            GrantEntry(
+                engine_name=engine_name(adapter.adapter.id, adapter.live.digest),
+                adapter_id=adapter.adapter.id,
+                digest=adapter.live.digest,
+                rank=adapter.live.rank,
+                size_bytes=adapter.live.size_bytes,
+                hold=attachment.hold,
+                pinned=attachment.pinned,
+                expires_at=attachment.expires_at,
+            )
+        )
+    return tuple(sorted(found, key=lambda entry: entry.engine_name))
+
+
+def instance_state(
+    instance: Instance, replicas: Sequence[Replica], facts: Mapping[str, ReplicaStatus]
+) -> InstanceState:
+    """An instance's state from its replicas (SPEC §4)."""
+    if instance.wanted == "stopped":
+        return "stopping" if replicas else "stopped"
+    statuses = [facts[r.id] for r in replicas if r.id in facts]
+    ready = sum(status.ready for status in statuses)
+    if ready >= spec_of(instance).replicas:
+        return "running"
+    if ready:
+        return "degraded" if instance.state in ("running", "degraded") else "starting"
+    if replicas and len(statuses) == len(replicas) and all(s.stage == "failed" for s in statuses):
+        return "failed"
+    if instance.state in ("running", "degraded"):
+        return "degraded"
+    return "starting" if replicas else "pending"
+
+
+@dataclass(frozen=True)
+class AttachmentFacts:
+    """`ready` of `wanted` replicas have confirmed it. `gone`: no replica holds it any more."""
+
+    state: AttachmentState
+    ready: int
+    wanted: int
+    failure: Failure | None
+    gone: bool
+
+
+def attachment_facts(
+    attachment: Attachment,
+    adapter: RoutedAdapter,
+    replicas: Sequence[Replica],
+    facts: Mapping[str, ReplicaStatus],
+    expected: int,
+) -> AttachmentFacts:
+    """What became of an attachment. `replicas`: those of its instance that must have it; `expected`: how many ought to be.
+
+    Wanted are those replicas whose engine runs; before there is one, as many as there ought to be. A replica that was
+    not heard may still hold it, so nothing is gone before all were.
+    """
+    name = name_of(adapter)
+    statuses = [facts.get(r.id) for r in replicas]
+    running = sum(1 for status in statuses if status and status.ready)
+    rows = [
+        row for status in statuses if status for row in status.adapters if row.engine_name.startswith(adapter.adapter.id + "@")
+    ]
+    live = [row for row in rows if row.engine_name == name]
+    ready = sum(1 for row in live if row.state == "loaded")
+    failure = next((row.failure for row in live if row.state == "failed" and row.failure), None)
+    gone = all(status is not None for status in statuses) and not any(row.state in HOLDING for row in rows)
+    wanted = running or expected
+    if attachment.state == "detaching":
+        return AttachmentFacts("detaching", ready, wanted, None, gone)
+    state: AttachmentState = "failed" if failure else "ready" if running and ready >= wanted else "attaching"
+    return AttachmentFacts(state, ready, wanted, failure, gone)
+
+
+def expected_in(spec: InstanceSpec, region: str | None) -> int:
+    """How many replicas of an instance must have an adapter of `region` (None: all)."""
+    return spec.replicas if region is None else spec.placement.get(region, 0)
+
+
+def in_region(replicas: Iterable[Replica], region: str | None) -> list[Replica]:
+    return [r for r in replicas if region is None or r.region == region]

@@ -1,0 +1,99 @@
+"""Routing snapshots: built from wishes and facts, published to gateways, acknowledged by their next poll."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pillion.control.changes import Changes
+from pillion.core import snapshot as wire
+
+ACKNOWLEDGE_S = 2.0
+GATEWAY_FORGOTTEN_S = 30.0
+
+
+@dataclass
+class _Gateway:
+    version: int
+    seen_at: float
+
+
+class Gateways:
+    """Which gateways are connected and which version each has applied."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._known: dict[str, _Gateway] = {}
+        self._acknowledged = Changes()
+
+    def heard(self, gateway: str, version: int) -> None:
+        """A gateway polls after `version`: it has applied it."""
+        self._known[gateway] = _Gateway(version, self._clock())
+        self._acknowledged.notify()
+
+    def left(self, gateway: str) -> None:
+        self._known.pop(gateway, None)
+        self._acknowledged.notify()
+
+    def behind(self, version: int) -> list[str]:
+        now = self._clock()
+        for name in [n for n, g in self._known.items() if now - g.seen_at > GATEWAY_FORGOTTEN_S]:
+            del self._known[name]
+        return sorted(name for name, g in self._known.items() if g.version < version)
+
+    async def acknowledged(self, version: int, timeout: float = ACKNOWLEDGE_S) -> list[str]:
+        """Wait until every connected gateway has `version`; the names of those that have not after `timeout` s."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        while behind := self.behind(version):
+            seen = self._acknowledged.count
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return behind
+            await self._acknowledged.wait(seen, left)
+        return []
+
+
+class Publisher:
+    """The latest snapshot. Equal content keeps its version; versions grow over restarts too, being milliseconds."""
+
+    def __init__(self, pepper: bytes, clock: Callable[[], float]) -> None:
+        self._pepper = pepper
+        self._clock = clock
+        self._published = Changes()
+        self._latest: wire.Snapshot | None = None
+        self._encoded = b""
+
+    @property
+    def version(self) -> int:
+        return self._latest.version if self._latest else 0
+
+    def publish(
+        self,
+        keys: dict[str, wire.Key],
+        models: tuple[wire.Model, ...],
+        adapters: tuple[wire.Adapter, ...],
+        instances: tuple[wire.Instance, ...],
+    ) -> int:
+        """The version that holds this content: a new one where it differs from the last."""
+        last = self._latest
+        if last and (last.keys, last.models, last.adapters, last.instances) == (keys, models, adapters, instances):
+            return last.version
+        now = self._clock()
+        version = max(self.version + 1, int(now * 1000))
+        self._latest = wire.Snapshot(version, now, self._pepper, keys, models, adapters, instances)
+        self._encoded = wire.encode(self._latest)
+        self._published.notify()
+        return version
+
+    async def after(self, version: int, wait: float) -> bytes | None:
+        """The snapshot, encoded, once it is newer than `version`; None where it is not within `wait` seconds."""
+        deadline = asyncio.get_running_loop().time() + wait
+        while self.version <= version:
+            seen = self._published.count
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return None
+            await self._published.wait(seen, left)
+        return self._encoded
+

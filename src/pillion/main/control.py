@@ -1,0 +1,148 @@
+"""The control process: database, provisioners, controller, job runner, and the two listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from contextlib import AsyncExitStack
+
+import structlog
+import uvicorn
+from cryptography.fernet import Fernet
+from starlette.types import ASGIApp
+
+from pillion.api import app as api_app
+from pillion.api import internal as internal_app
+from pillion.artifacts.store import open_store
+from pillion.control import accounts, imports, jobs, pools
+from pillion.control.agents import agents
+from pillion.control.changes import Changes
+from pillion.control.context import Control, Settings
+from pillion.control.controller import Controller
+from pillion.control.snapshots import Gateways, Publisher
+from pillion.fleet.local import LocalProvisioner
+from pillion.main.config import Config
+from pillion.main.files import write_private
+from pillion.main.lifetime import Stop
+from pillion.store.database import Database
+
+log = structlog.get_logger(__name__)
+
+
+async def control(
+    config: Config, api: socket.socket, internal: socket.socket, internal_token: str, keep_engines: bool
+) -> int:
+    """Run until told to stop; the exit status. Engines end too, unless they are kept or the parent just died."""
+    stop = Stop()
+    stop.listen()
+    async with AsyncExitStack() as stack:
+        ctl = await _compose(config, stack)
+        _say_first_key(config, await accounts.bootstrap(ctl, os.environ.get("PILLION_ADMIN_KEY")))
+        await pools.ensure(ctl)
+        holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        tasks = [
+            asyncio.create_task(ctl.controller.run(), name="controller"),
+            asyncio.create_task(jobs.run(ctl, holder, imports.KIND, imports.work, imports.ended), name="imports"),
+        ]
+        servers = [_server(api_app.build(ctl), api), _server(internal_app.build(ctl, internal_token), internal)]
+        try:
+            await _until_stopped(stop, [*tasks, *servers])
+        finally:
+            for task in [*tasks, *servers]:
+                task.cancel()
+            await asyncio.gather(*tasks, *servers, return_exceptions=True)
+        if not keep_engines and not stop.parent_died:
+            await ctl.controller.end_all()
+        await ctl.controller.release()
+    return 0
+
+
+async def _until_stopped(stop: Stop, running: list[asyncio.Task[None]]) -> None:
+    """Until told to stop; raises what one of the tasks died of."""
+    waiting = asyncio.create_task(stop.event.wait())
+    done, _ = await asyncio.wait([waiting, *running], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    for task in done - {waiting}:
+        task.result()
+
+
+async def _compose(config: Config, stack: AsyncExitStack) -> Control:
+    db = Database.open(config.database_url)
+    stack.push_async_callback(db.close)
+    await db.migrate()
+    async with db.transaction() as tx:
+        pepper = await tx.settings.get_or_create("pepper", secrets.token_bytes(32))
+    changes = Changes()
+    ctl = Control(
+        db=db,
+        artifacts=open_store(config.artifacts_url),
+        catalogue=config.catalogue(),
+        settings=Settings(
+            max_rank=config.limits.max_rank,
+            max_adapter_bytes=config.limits.max_adapter_bytes,
+            drain_s=config.limits.drain_s,
+            models_root=config.models_root,
+            work_dir=config.data_dir / "work",
+        ),
+        clock=time.time,
+        choice=secrets.choice,
+        pepper=pepper,
+        vault=Fernet(_vault_key(config)),
+        changes=changes,
+        agents=await stack.enter_async_context(agents(changes)),
+        gateways=Gateways(time.time),
+        publisher=Publisher(pepper, time.time),
+        provisioners={
+            region.name: LocalProvisioner(config.data_dir, region.name, config.artifacts_url)
+            for region in config.catalogue().regions
+        },
+    )
+    ctl.controller = Controller(ctl, f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}")
+    return ctl
+
+
+def _vault_key(config: Config) -> bytes:
+    """The key secrets are encrypted with: never in the database."""
+    path = config.data_dir / "secret-key"
+    if not path.exists():
+        write_private(path, Fernet.generate_key().decode())
+    return path.read_bytes().strip()
+
+
+def _say_first_key(config: Config, key: str | None) -> None:
+    if key is None:
+        return
+    path = config.data_dir / "admin-key"
+    write_private(path, key + "\n")
+    print(f"admin key (also in {path}, shown only now): {key}", flush=True)
+
+
+class _Server(uvicorn.Server):
+    """Signals are ours: uvicorn would take them and exit on its own terms."""
+
+    def install_signal_handlers(self) -> None:
+        return
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._serve(sockets)
+
+
+def _server(app: ASGIApp, bound: socket.socket) -> asyncio.Task[None]:
+    server = _Server(
+        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5, lifespan="off", server_header=False)
+    )
+
+    async def run() -> None:
+        try:
+            await server.serve([bound])
+        except asyncio.CancelledError:
+            server.should_exit = True
+            await server.shutdown([bound])
+            raise
+
+    return asyncio.create_task(run(), name=f"server:{bound.getsockname()[1]}")
+
+

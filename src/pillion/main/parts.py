@@ -1,0 +1,110 @@
+"""Running one part: what each process is composed of. The only place that knows all rooms."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from pillion.core.errors import PillionError
+from pillion.main import config as settings
+from pillion.main.config import Config
+from pillion.main.files import private_token
+
+INTERNAL_TOKEN = "PILLION_INTERNAL_TOKEN"  # noqa: S105 (the name of the variable)
+
+
+@dataclass(frozen=True)
+class ControlSockets:
+    """Inherited descriptors where there is a parent that holds the sockets, else ports."""
+
+    api_fd: int | None
+    internal_fd: int | None
+    api_port: int
+    internal_port: int
+
+
+def run_serve(path: Path | None, overrides: Mapping[str, Any], keep_engines: bool) -> int:
+    from pillion.main.serve import serve
+
+    return _run(path, overrides, lambda config: serve(config, path, keep_engines))
+
+
+def run_control(path: Path | None, overrides: Mapping[str, Any], sockets: ControlSockets, keep_engines: bool) -> int:
+    from pillion.main.control import control
+
+    def make(config: Config) -> Coroutine[Any, Any, int]:
+        api = _socket(sockets.api_fd, "127.0.0.1", sockets.api_port)
+        internal = _socket(sockets.internal_fd, "127.0.0.1", sockets.internal_port)
+        return control(config, api, internal, internal_token(config), keep_engines)
+
+    return _run(path, overrides, make)
+
+
+def run_gateway(
+    path: Path | None, overrides: Mapping[str, Any], control_url: str, internal_url: str, fd: int | None
+) -> int:
+    from pillion.main.gateway import gateway
+
+    def make(config: Config) -> Coroutine[Any, Any, int]:
+        public = _socket(fd, config.server.host, config.server.port)
+        return gateway(config, public, control_url, internal_url, internal_token(config))
+
+    return _run(path, overrides, make)
+
+
+def run_agent(replica_dir: Path) -> int:
+    from pillion import agent
+
+    _log()
+    return agent.run(replica_dir)
+
+
+def internal_token(config: Config) -> str:
+    """What gateways join control with: from the environment, else the one kept in the data directory."""
+    return os.environ.get(INTERNAL_TOKEN) or private_token(config.data_dir / "internal-token")
+
+
+def _socket(fd: int | None, host: str, port: int) -> socket.socket:
+    from pillion.main.serve import listen
+
+    return socket.socket(fileno=fd) if fd is not None else listen(host, port)
+
+
+def _run(path: Path | None, overrides: Mapping[str, Any], make: Any) -> int:
+    """Configure, run, and turn what a person can mend into one clear line."""
+    import uvloop
+
+    _log()
+    try:
+        config = settings.load(path, overrides, os.environ)
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return int(runner.run(_awaited(make, config)))
+    except PillionError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 2
+
+
+async def _awaited(make: Any, config: Config) -> int:
+    return int(await make(config))
+
+
+def _log() -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    )
