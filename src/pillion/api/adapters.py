@@ -9,7 +9,15 @@ from fastapi.responses import FileResponse
 
 from pillion.api.auth import Caller, Ctl, Manager
 from pillion.api.multipart import read_form
-from pillion.api.requests import DeployBody, ImportBody, LaunchBody, LoadBody, RenameBody, UnloadBody, WarmupBody
+from pillion.api.requests import (
+    DeployBody,
+    ImportBody,
+    LaunchBody,
+    LoadBody,
+    RenameBody,
+    UnloadBody,
+    WarmupBody,
+)
 from pillion.control import adapters, attachments, imports, loads, uploads
 from pillion.control.instances import Launch
 from pillion.control.views import (
@@ -67,7 +75,9 @@ async def list_adapters(
 @router.post("/v1/adapters", status_code=202)
 async def import_adapter(control: Ctl, caller: Manager, body: ImportBody) -> ImportView:
     """Register an adapter from a Hugging Face repository; follow its job."""
-    return await imports.begin(control, caller, body.name, body.base_model, body.repo, body.revision, body.region)
+    return await imports.begin(
+        control, caller, body.name, body.base_model, body.repo, body.revision, body.region
+    )
 
 
 @router.post("/v1/adapters/upload", status_code=201, openapi_extra=_UPLOAD)
@@ -155,7 +165,9 @@ async def list_versions(control: Ctl, caller: Caller, ref: str) -> Page[VersionV
 
 
 @router.get("/v1/adapters/{ref}/events")
-async def adapter_events(control: Ctl, caller: Caller, ref: str, after: After = None, limit: Limit = 100) -> Page[EventView]:
+async def adapter_events(
+    control: Ctl, caller: Caller, ref: str, after: After = None, limit: Limit = 100
+) -> Page[EventView]:
     return await adapters.events(control, caller, ref, after, limit)
 
 

@@ -58,7 +58,9 @@ async def instance_logs(
 
 
 @router.get("/v1/instances/{id}/events")
-async def instance_events(control: Ctl, caller: Caller, id: int, after: After = None, limit: Limit = 100) -> Page[EventView]:
+async def instance_events(
+    control: Ctl, caller: Caller, id: int, after: After = None, limit: Limit = 100
+) -> Page[EventView]:
     return await instances.events(control, caller, id, after, limit)
 
 

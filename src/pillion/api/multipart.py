@@ -115,7 +115,9 @@ def _open(
     sinks: dict[str, Callable[[bytes], Awaitable[None]]],
 ) -> None:
     if not part.name or part.name in seen or len(seen) == MAX_PARTS:
-        raise InvalidRequestError(f"part {part.name!r} has no name, comes twice, or is one too many.", param=part.name)
+        raise InvalidRequestError(
+            f"part {part.name!r} has no name, comes twice, or is one too many.", param=part.name
+        )
     seen.add(part.name)
     if part.name not in sinks:
         fields[part.name] = bytearray()

@@ -85,7 +85,9 @@ class WarmupBody(_Body):
 
 class KeyBody(_Body):
     name: str = Field(default="", max_length=100)
-    scopes: list[Literal["inference", "manage", "admin"]] = Field(default=["inference"], min_length=1, max_length=3)
+    scopes: list[Literal["inference", "manage", "admin"]] = Field(
+        default=["inference"], min_length=1, max_length=3
+    )
 
 
 class AccountBody(_Body):

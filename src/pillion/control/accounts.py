@@ -33,7 +33,9 @@ async def bootstrap(control: Control, preset: str | None) -> str | None:
 async def create(control: Control, name: str, tier: Tier) -> AccountView:
     check_model_name(name)
     async with control.db.transaction() as tx:
-        row = await tx.accounts.create(new_id("acc", control.choice), name=name, now=control.clock(), tier=tier)
+        row = await tx.accounts.create(
+            new_id("acc", control.choice), name=name, now=control.clock(), tier=tier
+        )
     return _view(row)
 
 

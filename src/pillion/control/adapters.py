@@ -51,7 +51,9 @@ async def delete(control: Control, who: Principal, ref: str, force: bool) -> Del
         uses = await tx.attachments.list(who.account, adapter_row_id=row.row_id)
         if uses and not force:
             where = ", ".join(str(use.instance_id) for use in uses)
-            raise AdapterInUseError(f"adapter {row.name!r} is in use on instance {where}; detach it, or delete with force.")
+            raise AdapterInUseError(
+                f"adapter {row.name!r} is in use on instance {where}; detach it, or delete with force."
+            )
         for use in uses:
             await tx.attachments.mark_detaching(who.account, use.id)
     if uses:
@@ -59,11 +61,17 @@ async def delete(control: Control, who: Principal, ref: str, force: bool) -> Del
         await control.controller.published()
         for use in uses:
             if await attachments.until_gone(control, who, use.id, DELETE_WAIT_S) is not None:
-                raise AdapterInUseError(f"adapter {row.name!r} is still draining on instance {use.instance_id}; delete it again later.")
+                raise AdapterInUseError(
+                    f"adapter {row.name!r} is still draining on instance {use.instance_id}; delete it again later."
+                )
     async with control.db.transaction() as tx:
         await tx.adapters.delete(who.account, row.row_id)
         await tx.events.append(
-            who.account, at=control.clock(), kind="adapter_deleted", subject=f"adapter:{row.id}", detail={"by": who.key}
+            who.account,
+            at=control.clock(),
+            kind="adapter_deleted",
+            subject=f"adapter:{row.id}",
+            detail={"by": who.key},
         )
     control.changes.notify()
     behind = await control.controller.published()
@@ -93,7 +101,9 @@ async def versions(control: Control, who: Principal, ref: str) -> Page[VersionVi
     )
 
 
-async def events(control: Control, who: Principal, ref: str, after: str | None, limit: int) -> Page[EventView]:
+async def events(
+    control: Control, who: Principal, ref: str, after: str | None, limit: int
+) -> Page[EventView]:
     async with control.db.read() as tx:
         row = await lookup.adapter(tx, who, ref)
         return await events_page(tx, who, f"adapter:{row.id}", after, limit)
@@ -108,5 +118,7 @@ async def weights(control: Control, who: Principal, ref: str) -> tuple[Path, str
         raise NotFoundError(f"adapter {row.name!r} has no bytes yet.")
     path = control.artifacts.path(version.digest) / "adapter_model.safetensors"
     if not path.is_file():
-        raise PillionError(f"the bytes of {row.name!r} (digest {version.digest}) are missing from the artifact store.")
+        raise PillionError(
+            f"the bytes of {row.name!r} (digest {version.digest}) are missing from the artifact store."
+        )
     return path, f"{row.name}-v{version.version}.safetensors"

@@ -64,7 +64,9 @@ class Agents:
                 timeout=aiohttp.ClientTimeout(total=10),
             ) as answer:
                 if answer.status != 200:
-                    raise AgentUnreachableError(f"{replica.id}: grant refused: {answer.status} {await answer.text()}")
+                    raise AgentUnreachableError(
+                        f"{replica.id}: grant refused: {answer.status} {await answer.text()}"
+                    )
         except (aiohttp.ClientError, TimeoutError) as error:
             raise AgentUnreachableError(f"{replica.id}: {error}") from error
 

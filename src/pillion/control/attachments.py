@@ -61,7 +61,9 @@ async def eligible(control: Control, who: Principal, ref: str) -> Page[EligibleV
                 reasons.append("already attached")
             elif slots and used >= slots:
                 reasons.append("full")
-            found.append(EligibleView(row.id, row.model, not reasons, reasons, slots, used, max(0, slots - used)))
+            found.append(
+                EligibleView(row.id, row.model, not reasons, reasons, slots, used, max(0, slots - used))
+            )
     return Page(found)
 
 
@@ -75,7 +77,9 @@ async def attach(control: Control, who: Principal, instance_id: int, ref: str) -
         adapter = await lookup.adapter(tx, who, ref)
         instance = await lookup.instance(tx, who, instance_id)
         if instance.account_id is None:
-            raise InvalidRequestError(f"instance {instance_id} is a shared pool: load adapters there.", param="instance_id")
+            raise InvalidRequestError(
+                f"instance {instance_id} is a shared pool: load adapters there.", param="instance_id"
+            )
         spec = await fits(tx, adapter, instance)
         there = await tx.attachments.find(who.account, adapter.row_id, instance_id)
         if there is not None and (there.hold == "loaded" or there.state == "failed"):
@@ -112,7 +116,8 @@ async def launch_and_attach(control: Control, who: Principal, ref: str, wish: La
         adapter = await lookup.adapter(tx, who, ref)
     if wish.model != adapter.base_model:
         raise BaseMismatchError(
-            f"adapter {adapter.name!r} rides on {adapter.base_model!r}, not on {wish.model!r}.", param="launch.model"
+            f"adapter {adapter.name!r} rides on {adapter.base_model!r}, not on {wish.model!r}.",
+            param="launch.model",
         )
     if not wish.lora.enabled:
         raise InvalidRequestError("launch it with LoRA: send launch.lora.", param="launch.lora")
@@ -176,7 +181,9 @@ async def fits(tx: Tx, adapter: Adapter, instance: Instance) -> InstanceSpec:
     """The spec of an instance that can take the adapter. Raises `BaseMismatchError`, `InvalidRequestError`."""
     version = await lookup.live_version(tx, adapter)
     if version is None:
-        raise AdapterNotDeployedError(f"adapter {adapter.name!r} has no bytes yet (state {adapter.state}); wait for its import.")
+        raise AdapterNotDeployedError(
+            f"adapter {adapter.name!r} has no bytes yet (state {adapter.state}); wait for its import."
+        )
     if instance.model != adapter.base_model:
         raise BaseMismatchError(
             f"instance {instance.id} serves {instance.model!r}; adapter {adapter.name!r} rides on {adapter.base_model!r}.",
@@ -192,7 +199,9 @@ async def fits(tx: Tx, adapter: Adapter, instance: Instance) -> InstanceSpec:
     return spec_of(instance)
 
 
-async def _event(control: Control, tx: Tx, who: Principal, kind: str, adapter: Adapter, instance_id: int) -> None:
+async def _event(
+    control: Control, tx: Tx, who: Principal, kind: str, adapter: Adapter, instance_id: int
+) -> None:
     await tx.events.append(
         who.account,
         at=control.clock(),

@@ -116,7 +116,9 @@ class Controller:
         async with self._publishing:
             control = self._control
             rows = await control.db.snapshot_rows()
-            keys, models, adapters, instances = routes_of(rows, self._replicas, control.agents.facts, control.catalogue)
+            keys, models, adapters, instances = routes_of(
+                rows, self._replicas, control.agents.facts, control.catalogue
+            )
             return control.publisher.publish(keys, models, adapters, instances)
 
     async def _observe(self) -> None:
@@ -205,10 +207,14 @@ class Controller:
             if status is None:
                 self._sent.pop(replica.id, None)  # whoever comes back may have missed some
                 continue
-            entries = plan.entries(replica.region, by_instance.get(replica.instance, ()), self._wishes.adapters)
+            entries = plan.entries(
+                replica.region, by_instance.get(replica.instance, ()), self._wishes.adapters
+            )
             if self._sent.get(replica.id) == entries:
                 continue
-            deadlines = [a.drain_deadline_s for a in by_instance.get(replica.instance, ()) if a.state == "detaching"]
+            deadlines = [
+                a.drain_deadline_s for a in by_instance.get(replica.instance, ()) if a.state == "detaching"
+            ]
             self._sequence += 1
             grant = Grant(
                 replica=replica.id,
@@ -247,7 +253,9 @@ class Controller:
                 await self._record_attachment(tx, attachment, facts, now)
         self._control.changes.notify()
 
-    async def _record_instance(self, tx: Tx, instance: Instance, state: plan.InstanceState, now: float) -> None:
+    async def _record_instance(
+        self, tx: Tx, instance: Instance, state: plan.InstanceState, now: float
+    ) -> None:
         await tx.instances.set_state(instance.account_id, instance.id, state, now)
         await tx.events.append(
             instance.account_id,
@@ -265,7 +273,12 @@ class Controller:
             await tx.attachments.delete(account, attachment.id)
         else:
             await tx.attachments.update_state(
-                account, attachment.id, state=facts.state, ready=facts.ready, wanted=facts.wanted, error=failure
+                account,
+                attachment.id,
+                state=facts.state,
+                ready=facts.ready,
+                wanted=facts.wanted,
+                error=failure,
             )
         if facts.state != attachment.state or facts.state == "detaching":
             adapter = self._wishes.adapters[attachment.adapter_row_id].adapter
@@ -318,5 +331,3 @@ def _changed(attachment: Attachment, facts: plan.AttachmentFacts) -> bool:
     code = facts.failure.code if facts.failure else None
     before = (attachment.state, attachment.ready, attachment.wanted, attachment.error_code)
     return before != (facts.state, facts.ready, facts.wanted, code)
-
-

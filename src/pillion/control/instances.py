@@ -70,18 +70,25 @@ async def resolve(control: Control, who: Principal, wish: Launch, home: str | No
     """The wish with every default filled in. Raises `InvalidRequestError`, `NotFoundError`."""
     model, bound = await models.launchable(control, who, wish.model)
     if wish.image is not None:
-        raise InvalidRequestError("image is the operator's to allow, and none is allowed here.", param="image")
+        raise InvalidRequestError(
+            "image is the operator's to allow, and none is allowed here.", param="image"
+        )
     if wish.options:
-        raise InvalidRequestError("options are the operator's to allow, and none is allowed here.", param="options")
+        raise InvalidRequestError(
+            "options are the operator's to allow, and none is allowed here.", param="options"
+        )
     if bound is not None and home is not None and bound != home:
-        raise InvalidRequestError(f"model {model.name!r} is bound to region {bound!r}, the adapter to {home!r}.")
+        raise InvalidRequestError(
+            f"model {model.name!r} is bound to region {bound!r}, the adapter to {home!r}."
+        )
     regions = {region.name: region for region in control.catalogue.regions}
     placement = rules.place(model, list(regions.values()), wish.regions, wish.replicas, home or bound)
     gpu_type = wish.gpu_type or rules.default_gpu(regions, placement, control.catalogue.gpu_types)
     for name in placement:
         if gpu_type not in regions[name].gpus:
             raise InvalidRequestError(
-                f"region {name!r} has no GPU type {gpu_type!r}; it has: {', '.join(regions[name].gpus)}.", param="gpu_type"
+                f"region {name!r} has no GPU type {gpu_type!r}; it has: {', '.join(regions[name].gpus)}.",
+                param="gpu_type",
             )
     return InstanceSpec(
         source=model.source,
@@ -97,7 +104,9 @@ async def resolve(control: Control, who: Principal, wish: Launch, home: str | No
     )
 
 
-async def listing(control: Control, who: Principal, after: str | None, limit: int, ended: bool) -> Page[InstanceView]:
+async def listing(
+    control: Control, who: Principal, after: str | None, limit: int, ended: bool
+) -> Page[InstanceView]:
     """The caller's own and the shared pools; those that were stopped only if asked for."""
     async with control.db.read() as tx:
         rows = await tx.instances.list(
@@ -121,7 +130,11 @@ async def stop(control: Control, who: Principal, id: int) -> InstanceView:
             assert stopped is not None
             row = stopped
             await tx.events.append(
-                row.account_id, at=control.clock(), kind="instance_stop_asked", subject=f"instance:{id}", detail={"by": who.key}
+                row.account_id,
+                at=control.clock(),
+                kind="instance_stop_asked",
+                subject=f"instance:{id}",
+                detail={"by": who.key},
             )
         view = await _view(control, tx, row)
     control.changes.notify()
@@ -170,7 +183,9 @@ async def _view(control: Control, tx: Tx, row: Instance) -> InstanceView:
     spec = spec_of(row)
     own = row.account_id is not None
     attachments = await tx.attachments.list(row.account_id, instance_id=row.id) if row.account_id else []
-    adapters = {a.row_id: a for a in await tx.adapters.list(row.account_id, limit=1000)} if row.account_id else {}
+    adapters = (
+        {a.row_id: a for a in await tx.adapters.list(row.account_id, limit=1000)} if row.account_id else {}
+    )
     lora = spec.lora
     return InstanceView(
         id=row.id,
@@ -178,14 +193,20 @@ async def _view(control: Control, tx: Tx, row: Instance) -> InstanceView:
         model_string=f"{row.model}:{row.id}",
         state=row.state,
         shared=not own,
-        replicas=[_replica(r, control.agents.facts.get(r.id), own) for r in control.controller.replicas_of(row.id)],
-        lora=LoraView(lora.enabled, lora.max_adapters, lora.max_rank, lora.max_active or lora.slots, lora.on_demand),
+        replicas=[
+            _replica(r, control.agents.facts.get(r.id), own) for r in control.controller.replicas_of(row.id)
+        ],
+        lora=LoraView(
+            lora.enabled, lora.max_adapters, lora.max_rank, lora.max_active or lora.slots, lora.on_demand
+        ),
         gpu_type=spec.gpu_type,
         gpu_count=spec.gpu_count,
         engine=spec.engine,
         regions=dict(spec.placement),
         attachments=[
-            lookup.attachment_view(a, adapters[a.adapter_row_id]) for a in attachments if a.adapter_row_id in adapters
+            lookup.attachment_view(a, adapters[a.adapter_row_id])
+            for a in attachments
+            if a.adapter_row_id in adapters
         ],
         termination_reason=row.termination_reason,
         created_at=row.created_at,
@@ -197,8 +218,20 @@ async def _view(control: Control, tx: Tx, row: Instance) -> InstanceView:
 def _replica(replica: Replica, status: ReplicaStatus | None, own: bool) -> ReplicaView:
     """On a shared pool one sees the replicas, not what others have on them."""
     if status is None:
-        detail = "waiting for its agent" if replica.alive else replica.exit_reason or "its agent is not running"
-        return ReplicaView(replica.id, replica.region, "starting" if replica.alive else "down", False, detail, None, 0, [], {})
+        detail = (
+            "waiting for its agent" if replica.alive else replica.exit_reason or "its agent is not running"
+        )
+        return ReplicaView(
+            replica.id,
+            replica.region,
+            "starting" if replica.alive else "down",
+            False,
+            detail,
+            None,
+            0,
+            [],
+            {},
+        )
     residents = [
         ResidentView(
             row.engine_name.partition("@")[0],

@@ -93,11 +93,22 @@ async def cancel(control: Control, who: Principal, id: str) -> JobView:
 def view(row: Job, log: list[str] | None = None) -> JobView:
     error = ErrorView(row.error.get("code", ""), row.error.get("message", "")) if row.error else None
     return JobView(
-        row.id, row.kind, row.state, row.progress, row.message, row.subject, error, row.created_at, row.updated_at, log or []
+        row.id,
+        row.kind,
+        row.state,
+        row.progress,
+        row.message,
+        row.subject,
+        error,
+        row.created_at,
+        row.updated_at,
+        log or [],
     )
 
 
-async def run(control: Control, holder: str, kind: str, work: Work, ended: Callable[[Job], Awaitable[None]]) -> None:
+async def run(
+    control: Control, holder: str, kind: str, work: Work, ended: Callable[[Job], Awaitable[None]]
+) -> None:
     """Work off the jobs of a kind, one at a time, for ever. One whose worker died is taken over after a minute.
 
     `ended` is called for each that did not succeed, also for those cancelled.
@@ -132,7 +143,9 @@ async def _work(
         await ended(job)
         return
     async with control.db.transaction() as tx:
-        await tx.jobs.finish(job.account_id, job.id, holder, state="succeeded", now=control.clock(), message=message)
+        await tx.jobs.finish(
+            job.account_id, job.id, holder, state="succeeded", now=control.clock(), message=message
+        )
     control.changes.notify()
 
 
@@ -148,5 +161,3 @@ async def _fail(control: Control, holder: str, job: Job, error: PillionError) ->
             error=error.body()["error"],
         )
     control.changes.notify()
-
-

@@ -34,7 +34,12 @@ async def authenticate(control: Control, text: str) -> Principal:
     if key is not None:
         async with control.db.read() as tx:
             row = await tx.everyone.key_by_lookup(key.lookup)
-    if key is None or row is None or row.revoked_at is not None or not keys.matches(control.pepper, text, row.digest):
+    if (
+        key is None
+        or row is None
+        or row.revoked_at is not None
+        or not keys.matches(control.pepper, text, row.digest)
+    ):
         raise InvalidApiKeyError("the API key is not valid: malformed, unknown or revoked.")
     return Principal(row.account_id, row.id, frozenset(row.scopes))
 
@@ -60,11 +65,15 @@ async def create_for(control: Control, account: str, name: str, scopes: list[str
     return await _mint(control, account, name, scopes, by="operator")
 
 
-async def mint(control: Control, account: str, name: str, scopes: list[str], text: str | None = None) -> KeyView:
+async def mint(
+    control: Control, account: str, name: str, scopes: list[str], text: str | None = None
+) -> KeyView:
     """Store a key: a new one, or `text`, which must be well-formed."""
     key = keys.parse(text) if text is not None else keys.mint(control.choice)
     if key is None:
-        raise InvalidApiKeyError("PILLION_ADMIN_KEY is not a well-formed key (pil_ and 50 characters, the last 6 a checksum).")
+        raise InvalidApiKeyError(
+            "PILLION_ADMIN_KEY is not a well-formed key (pil_ and 50 characters, the last 6 a checksum)."
+        )
     async with control.db.transaction() as tx:
         row = await tx.keys.create(
             account,
@@ -102,7 +111,9 @@ async def revoke(control: Control, who: Principal, id: str) -> KeyView:
 
 async def _record(control: Control, account: str, kind: str, key: str, by: str) -> None:
     async with control.db.transaction() as tx:
-        await tx.events.append(account, at=control.clock(), kind=kind, subject=f"key:{key}", detail={"by": by})
+        await tx.events.append(
+            account, at=control.clock(), kind=kind, subject=f"key:{key}", detail={"by": by}
+        )
 
 
 def _view(row: ApiKey, text: str | None = None) -> KeyView:

@@ -10,7 +10,12 @@ from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.plan import expected_in, spec_of
 from pillion.control.views import AttachmentView, BackendAdapterView, BackendView, ErrorView, Page
-from pillion.core.errors import AdapterInUseError, AdapterNotDeployedError, InstanceAtCapacityError, NotFoundError
+from pillion.core.errors import (
+    AdapterInUseError,
+    AdapterNotDeployedError,
+    InstanceAtCapacityError,
+    NotFoundError,
+)
 from pillion.store.rows import Adapter, Attachment, Instance
 from pillion.store.transaction import Tx
 
@@ -95,7 +100,9 @@ async def status(control: Control, who: Principal) -> Page[BackendView]:
             used = len(await tx.everyone.attachments(instance_id=row.id))
             shown = [_shown(control, a, adapters[a.adapter_row_id]) for a in here]
             found.append(
-                BackendView(row.id, row.model, lora.max_adapters, used, max(0, lora.max_adapters - used), shown)
+                BackendView(
+                    row.id, row.model, lora.max_adapters, used, max(0, lora.max_adapters - used), shown
+                )
             )
     return Page(found)
 
@@ -111,7 +118,9 @@ def _shown(control: Control, row: Attachment, adapter: Adapter) -> BackendAdapte
     state = {"attaching": "loading", "ready": "loaded", "detaching": "evicting"}.get(row.state, row.state)
     error = ErrorView(row.error_code, row.error_message or "") if row.error_code else None
     held = row.pinned or row.hold == "attached"
-    return BackendAdapterView(adapter.id, adapter.name, state, held, max(used, default=None), row.expires_at, error)
+    return BackendAdapterView(
+        adapter.id, adapter.name, state, held, max(used, default=None), row.expires_at, error
+    )
 
 
 async def _backends(tx: Tx, who: Principal, adapter: Adapter, ids: list[int] | None) -> list[Instance]:

@@ -84,7 +84,10 @@ async def launchable(control: Control, who: Principal, name: str) -> tuple[Catal
     async with control.db.read() as tx:
         row = await tx.models.get(who.account, name)
     if row is None:
-        raise NotFoundError(f"there is no model {name[:80]!r}; GET /v1/catalog lists what can be launched.", code="model_not_found")
+        raise NotFoundError(
+            f"there is no model {name[:80]!r}; GET /v1/catalog lists what can be launched.",
+            code="model_not_found",
+        )
     return CatalogueModel(row.name, row.source, row.kind, lora=row.lora), row.region
 
 

@@ -106,7 +106,11 @@ def attachment_facts(
     statuses = [facts.get(r.id) for r in replicas]
     running = sum(1 for status in statuses if status and status.ready)
     rows = [
-        row for status in statuses if status for row in status.adapters if row.engine_name.startswith(adapter.adapter.id + "@")
+        row
+        for status in statuses
+        if status
+        for row in status.adapters
+        if row.engine_name.startswith(adapter.adapter.id + "@")
     ]
     live = [row for row in rows if row.engine_name == name]
     ready = sum(1 for row in live if row.state == "loaded")

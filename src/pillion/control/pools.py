@@ -13,7 +13,9 @@ from pillion.core.replica import LoraSpec
 
 async def ensure(control: Control) -> None:
     """Launch the pools that are configured and do not run; stop those that are no longer configured."""
-    wanted = {pool.model: _spec(control, pool.model, index) for index, pool in enumerate(control.catalogue.pools)}
+    wanted = {
+        pool.model: _spec(control, pool.model, index) for index, pool in enumerate(control.catalogue.pools)
+    }
     async with control.db.transaction() as tx:
         running = await tx.instances.list(None, wanted=True, limit=1000)
         for row in running:
@@ -22,7 +24,9 @@ async def ensure(control: Control) -> None:
         kept = {row.model for row in running if wanted.get(row.model) == spec_of(row)}
         for model, spec in wanted.items():
             if model not in kept:
-                await tx.instances.create(None, model=model, spec=msgspec.to_builtins(spec), now=control.clock())
+                await tx.instances.create(
+                    None, model=model, spec=msgspec.to_builtins(spec), now=control.clock()
+                )
 
 
 def _spec(control: Control, name: str, index: int) -> InstanceSpec:

@@ -19,9 +19,7 @@ def routes_of(
     rows: SnapshotRows, replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus], catalogue: Catalogue
 ) -> Content:
     """Keys by lookup id, models, adapters and instances with the replicas that were heard."""
-    keys = {
-        row.lookup: wire.Key(row.id, row.account_id, row.digest, tuple(row.scopes)) for row in rows.keys
-    }
+    keys = {row.lookup: wire.Key(row.id, row.account_id, row.digest, tuple(row.scopes)) for row in rows.keys}
     models = [wire.Model(m.name, None, m.kind, m.lora) for m in catalogue.models]
     models += [wire.Model(m.name, m.account_id, m.kind, m.lora) for m in rows.models]
     held: dict[int, list[Attachment]] = {}
@@ -52,12 +50,16 @@ def _adapter(row: RoutedAdapter, attachments: Iterable[Attachment]) -> wire.Adap
         engine_name=name_of(row),
         instances=tuple(sorted(a.instance_id for a in attachments)),
         region=adapter.region,
-        expires_at=max((e for e in expiries if e is not None), default=None) if None not in expiries else None,
+        expires_at=max((e for e in expiries if e is not None), default=None)
+        if None not in expiries
+        else None,
         created_at=adapter.created_at,
     )
 
 
-def _instance(row: Instance, replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus]) -> wire.Instance:
+def _instance(
+    row: Instance, replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus]
+) -> wire.Instance:
     spec = spec_of(row)
     heard = tuple(
         _replica(replica, facts[replica.id])

@@ -77,7 +77,12 @@ class Publisher:
     ) -> int:
         """The version that holds this content: a new one where it differs from the last."""
         last = self._latest
-        if last and (last.keys, last.models, last.adapters, last.instances) == (keys, models, adapters, instances):
+        if last and (last.keys, last.models, last.adapters, last.instances) == (
+            keys,
+            models,
+            adapters,
+            instances,
+        ):
             return last.version
         now = self._clock()
         version = max(self.version + 1, int(now * 1000))
@@ -96,4 +101,3 @@ class Publisher:
                 return None
             await self._published.wait(seen, left)
         return self._encoded
-

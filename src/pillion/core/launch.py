@@ -57,9 +57,13 @@ def check_lora(lora: LoraSpec, model: CatalogueModel, max_rank: int) -> LoraSpec
     if not lora.enabled:
         return lora
     if not model.lora or model.kind == "embedding":
-        raise InvalidRequestError(f"model {model.name!r} does not take LoRA; launch it without.", param="lora.enabled")
+        raise InvalidRequestError(
+            f"model {model.name!r} does not take LoRA; launch it without.", param="lora.enabled"
+        )
     if not 1 <= lora.max_adapters <= MAX_ADAPTERS:
-        raise InvalidRequestError(f"lora.max_adapters must be 1 to {MAX_ADAPTERS}.", param="lora.max_adapters")
+        raise InvalidRequestError(
+            f"lora.max_adapters must be 1 to {MAX_ADAPTERS}.", param="lora.max_adapters"
+        )
     if not 1 <= lora.max_rank <= max_rank:
         raise InvalidRequestError(f"lora.max_rank must be 1 to {max_rank}.", param="lora.max_rank")
     if lora.max_active is not None and not 1 <= lora.max_active <= lora.slots:
@@ -82,15 +86,21 @@ def place(
     known = {region.name: region for region in regions}
     for name in wanted or ():
         if name not in known:
-            raise InvalidRequestError(f"region {name!r} does not exist; there are: {', '.join(known)}.", param="regions")
+            raise InvalidRequestError(
+                f"region {name!r} does not exist; there are: {', '.join(known)}.", param="regions"
+            )
         if home is not None and name != home:
-            raise InvalidRequestError(f"this launch is bound to region {home!r}, not {name!r}.", param="regions")
+            raise InvalidRequestError(
+                f"this launch is bound to region {home!r}, not {name!r}.", param="regions"
+            )
     if replicas is not None and replicas < 1:
         raise InvalidRequestError("replicas must be at least 1.", param="replicas")
     names = list(dict.fromkeys(wanted or ())) or ([home] if home else list(known))
     if replicas is None:
         shared_filesystem = model.source.startswith("path:")
-        replicas = 1 if shared_filesystem and not wanted else max(min(DEFAULT_SPREAD, len(names)), len(wanted or ()))
+        replicas = (
+            1 if shared_filesystem and not wanted else max(min(DEFAULT_SPREAD, len(names)), len(wanted or ()))
+        )
     names = names[:replicas]
     share, rest = divmod(replicas, len(names))
     return {name: share + (index < rest) for index, name in enumerate(names)}
@@ -100,6 +110,8 @@ def default_gpu(regions: Mapping[str, Region], placement: Mapping[str, int], typ
     """The cheapest GPU type that every chosen region has. Raises `InvalidRequestError` where there is none."""
     common = set.intersection(*(set(regions[name].gpus) for name in placement))
     if not common:
-        raise InvalidRequestError(f"regions {', '.join(placement)} have no GPU type in common.", param="gpu_type")
+        raise InvalidRequestError(
+            f"regions {', '.join(placement)} have no GPU type in common.", param="gpu_type"
+        )
     rate = {t.name: float(t.rate_per_hour) for t in types}
     return min(sorted(common), key=lambda name: rate.get(name, 0.0))

@@ -46,7 +46,9 @@ def check_adapter_name(name: str, models: Collection[str], param: str = "name") 
     """An adapter's name or label: not all digits, no `adp_`, not reserved, no model the account can see."""
     check_model_name(name, param)
     if is_digits(name):
-        raise InvalidRequestError(f"{param} {name!r} is all digits, which would read as a row id.", param=param)
+        raise InvalidRequestError(
+            f"{param} {name!r} is all digits, which would read as a row id.", param=param
+        )
     if name.startswith("adp_"):
         raise InvalidRequestError(f"{param} {name!r} begins with adp_, which is kept for ids.", param=param)
     if name in RESERVED:

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
-Stage = Literal["starting", "pulling", "loading", "warming", "ready", "restarting", "failed", "stopping", "stopped"]
+Stage = Literal[
+    "starting", "pulling", "loading", "warming", "ready", "restarting", "failed", "stopping", "stopped"
+]
 ResidencyState = Literal["registered", "loading", "loaded", "evicting", "failed"]
 
 

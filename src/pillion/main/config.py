@@ -80,7 +80,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def models_root(self) -> Path:
         """Where accounts' own `path:` models lie, one directory per account (SPEC §9)."""
-        return Path(self.limits.models_root).expanduser() if self.limits.models_root else self.data_dir / "models"
+        return (
+            Path(self.limits.models_root).expanduser()
+            if self.limits.models_root
+            else self.data_dir / "models"
+        )
 
     def catalogue(self) -> Catalogue:
         regions = self.regions or (Region("local", gpus={"cpu": os.cpu_count() or 1}),)
@@ -142,7 +146,9 @@ def _check(config: Config) -> None:
         check_model_name(name)
     for model in catalogue.models:
         if not model.source.startswith(("hf:", "path:")):
-            raise ConfigError(f"[[models]] {model.name}: source {model.source!r} must begin with hf: or path:")
+            raise ConfigError(
+                f"[[models]] {model.name}: source {model.source!r} must begin with hf: or path:"
+            )
         if model.kind == "embedding" and model.lora:
             raise ConfigError(f"[[models]] {model.name}: embedding models never take LoRA; set lora = false")
     for pool in catalogue.pools:

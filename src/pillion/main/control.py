@@ -45,9 +45,14 @@ async def control(
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         tasks = [
             asyncio.create_task(ctl.controller.run(), name="controller"),
-            asyncio.create_task(jobs.run(ctl, holder, imports.KIND, imports.work, imports.ended), name="imports"),
+            asyncio.create_task(
+                jobs.run(ctl, holder, imports.KIND, imports.work, imports.ended), name="imports"
+            ),
         ]
-        servers = [_server(api_app.build(ctl), api), _server(internal_app.build(ctl, internal_token), internal)]
+        servers = [
+            _server(api_app.build(ctl), api),
+            _server(internal_app.build(ctl, internal_token), internal),
+        ]
         try:
             await _until_stopped(stop, [*tasks, *servers])
         finally:
@@ -132,7 +137,14 @@ class _Server(uvicorn.Server):
 
 def _server(app: ASGIApp, bound: socket.socket) -> asyncio.Task[None]:
     server = _Server(
-        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5, lifespan="off", server_header=False)
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=5,
+            lifespan="off",
+            server_header=False,
+        )
     )
 
     async def run() -> None:
@@ -144,5 +156,3 @@ def _server(app: ASGIApp, bound: socket.socket) -> asyncio.Task[None]:
             raise
 
     return asyncio.create_task(run(), name=f"server:{bound.getsockname()[1]}")
-
-

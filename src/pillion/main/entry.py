@@ -11,9 +11,12 @@ import typer
 from pillion.cli.app import app
 
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where everything is kept. [env: PILLION_DATA_DIR; default: ~/.pillion]")
+    Path | None,
+    typer.Option("--data-dir", help="Where everything is kept. [env: PILLION_DATA_DIR; default: ~/.pillion]"),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="pillion.toml. [env: PILLION_CONFIG]", envvar="PILLION_CONFIG")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="pillion.toml. [env: PILLION_CONFIG]", envvar="PILLION_CONFIG")
+]
 
 engines = typer.Typer(help="Engines in environments of their own.", no_args_is_help=True)
 app.add_typer(engines, name="engines", rich_help_panel="Server")
@@ -25,12 +28,18 @@ def serve(
     data_dir: DataDir = None,
     host: Annotated[str | None, typer.Option(help="[default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="[default: 8080]")] = None,
-    keep_engines: Annotated[bool, typer.Option("--keep-engines", help="Leave engines running at the end.")] = False,
+    keep_engines: Annotated[
+        bool, typer.Option("--keep-engines", help="Leave engines running at the end.")
+    ] = False,
 ) -> None:
     """Run everything on this machine: gateway, control, and agents with their engines."""
     from pillion.main import parts
 
-    sys.exit(parts.run_serve(config, {"data_dir": data_dir and str(data_dir), "host": host, "port": port}, keep_engines))
+    sys.exit(
+        parts.run_serve(
+            config, {"data_dir": data_dir and str(data_dir), "host": host, "port": port}, keep_engines
+        )
+    )
 
 
 @app.command(rich_help_panel="Server")
@@ -42,7 +51,9 @@ def control(
     api_port: Annotated[int, typer.Option(help="Port of the control API.")] = 8081,
     internal_port: Annotated[int, typer.Option(help="Port gateways and agents join at.")] = 8082,
     public_url: Annotated[str | None, typer.Option(help="The URL clients call.")] = None,
-    keep_engines: Annotated[bool, typer.Option("--keep-engines", help="Leave engines running at the end.")] = False,
+    keep_engines: Annotated[
+        bool, typer.Option("--keep-engines", help="Leave engines running at the end.")
+    ] = False,
 ) -> None:
     """Run control alone: the API, the wishes, the controllers."""
     from pillion.main import parts
@@ -60,8 +71,12 @@ def control(
 
 @app.command(rich_help_panel="Server")
 def gateway(
-    control_url: Annotated[str, typer.Option(help="The control API, to which what is not inference is passed on.")],
-    internal_url: Annotated[str, typer.Option(help="Control's internal listener. Its token: PILLION_INTERNAL_TOKEN.")],
+    control_url: Annotated[
+        str, typer.Option(help="The control API, to which what is not inference is passed on.")
+    ],
+    internal_url: Annotated[
+        str, typer.Option(help="Control's internal listener. Its token: PILLION_INTERNAL_TOKEN.")
+    ],
     config: ConfigFile = None,
     data_dir: DataDir = None,
     host: Annotated[str | None, typer.Option(help="[default: 127.0.0.1]")] = None,

@@ -37,7 +37,9 @@ def run_serve(path: Path | None, overrides: Mapping[str, Any], keep_engines: boo
     return _run(path, overrides, lambda config: serve(config, path, keep_engines))
 
 
-def run_control(path: Path | None, overrides: Mapping[str, Any], sockets: ControlSockets, keep_engines: bool) -> int:
+def run_control(
+    path: Path | None, overrides: Mapping[str, Any], sockets: ControlSockets, keep_engines: bool
+) -> int:
     from pillion.main.control import control
 
     def make(config: Config) -> Coroutine[Any, Any, int]:

@@ -44,7 +44,9 @@ def listen(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.") from error
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another with --port."
+        ) from error
     bound.listen(2048)
     return bound
 
@@ -75,7 +77,12 @@ async def serve(config: Config, config_path: Path | None, keep_engines: bool) ->
     )
     gateway = Part(
         "gateway",
-        [*common, f"--fd={public.fileno()}", f"--control-url={address(api)}", f"--internal-url={address(internal)}"],
+        [
+            *common,
+            f"--fd={public.fileno()}",
+            f"--control-url={address(api)}",
+            f"--internal-url={address(internal)}",
+        ],
         [public],
     )
     parts = [control, gateway]
