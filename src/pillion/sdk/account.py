@@ -23,9 +23,9 @@ class Keys:
             wanted["scopes"] = [*scopes]
         return read(Key, self._transport.send("POST", "/v1/keys", json=wanted))
 
-    def revoke(self, key: str) -> dict[str, Any]:
-        """Answered when the gateways refuse the key; the answer names those that have not confirmed it."""
-        return self._transport.send("DELETE", f"/v1/keys/{segment(key)}") or {}
+    def revoke(self, key: str) -> Key:
+        """Answered when the gateways refuse the key; `unacknowledged` names those that have not said so."""
+        return read(Key, self._transport.send("DELETE", f"/v1/keys/{segment(key)}"))
 
 
 class OwnAccount:
@@ -37,12 +37,12 @@ class OwnAccount:
     def get(self) -> Account:
         return read(Account, self._transport.get("/v1/account"))
 
-    def set_hf_token(self, token: str) -> None:
+    def set_hf_token(self, token: str) -> dict[str, Any]:
         """The Hugging Face token that opens private repos. It is stored encrypted and never given back."""
-        self._transport.send("PUT", "/v1/account/hf-token", json={"token": token})
+        return self._transport.send("PUT", "/v1/account/hf-token", json={"token": token}) or {}
 
-    def delete_hf_token(self) -> None:
-        self._transport.send("DELETE", "/v1/account/hf-token")
+    def delete_hf_token(self) -> dict[str, Any]:
+        return self._transport.send("DELETE", "/v1/account/hf-token") or {}
 
 
 class Usage:
@@ -64,9 +64,6 @@ class AdminAccounts:
 
     def list(self, *, limit: int | None = None) -> Iterator[Account]:
         return self._transport.pages(Account, "/v1/admin/accounts", limit=limit)
-
-    def get(self, account: str) -> Account:
-        return read(Account, self._transport.get(f"/v1/admin/accounts/{segment(account)}"))
 
     def create(self, name: str, *, tier: str | None = None) -> Account:
         wanted = {"name": name} if tier is None else {"name": name, "tier": tier}

@@ -22,6 +22,7 @@ from pillion.sdk.types import (
     Event,
     Imported,
     read,
+    read_list,
 )
 from pillion.sdk.waiting import OnProgress
 
@@ -29,14 +30,18 @@ UPLOAD_TIMEOUT_S = 600.0
 READY_TIMEOUT_S = 1800.0
 
 
+Attachments = list[Attachment]
+
+
 class Adapters:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
     def list(
-        self, *, base_model: str | None = None, state: str | None = None, limit: int | None = None
+        self, *, base_model: str | None = None, q: str | None = None, limit: int | None = None
     ) -> Iterator[Adapter]:
-        query = {"base_model": base_model, "state": state}
+        """`q`: part of a name or label."""
+        query = {"base_model": base_model, "q": q}
         return self._transport.pages(Adapter, "/v1/adapters", query, limit)
 
     def get(self, ref: str | int) -> Adapter:
@@ -85,9 +90,10 @@ class Adapters:
     def rename(self, ref: str | int, label: str) -> Adapter:
         return read(Adapter, self._transport.send("PATCH", _path(ref), json={"label": label}))
 
-    def delete(self, ref: str | int, *, force: bool = False) -> None:
+    def delete(self, ref: str | int, *, force: bool = False) -> dict[str, Any]:
         """Raises `ConflictError` (`adapter_in_use`) for one in use, unless `force`, which drains it first."""
-        self._transport.send("DELETE", _path(ref), params=_force(force), timeout=READY_TIMEOUT_S)
+        answer = self._transport.send("DELETE", _path(ref), params=_force(force), timeout=READY_TIMEOUT_S)
+        return answer or {}
 
     def load(
         self,
@@ -99,8 +105,12 @@ class Adapters:
         session_key: str | None = None,
         wait: bool = True,
         timeout: float = READY_TIMEOUT_S,
-    ) -> dict[str, Any]:
-        """Load it; with `wait` until it is resident on every replica of the backends. Answers its status."""
+    ) -> Attachments:
+        """Load it on the backends (instance ids; by default where its base runs), one attachment for each.
+
+        With `wait` the server answers once it is resident on all their replicas, or it takes too long:
+        `wait_ready` waits on.
+        """
         wanted = _given(
             {
                 "backends": None if backends is None else [*backends],
@@ -110,29 +120,31 @@ class Adapters:
                 "wait": wait,
             }
         )
-        return self._object("POST", _path(ref, "load"), json=wanted, timeout=timeout)
+        return self._attachments(_path(ref, "load"), wanted, timeout)
 
-    def unload(self, ref: str | int, *, backends: Sequence[int] | None = None) -> dict[str, Any]:
+    def unload(self, ref: str | int, *, backends: Sequence[int] | None = None) -> Attachments:
         wanted = _given({"backends": None if backends is None else [*backends]})
-        return self._object("POST", _path(ref, "unload"), json=wanted, timeout=READY_TIMEOUT_S)
+        return self._attachments(_path(ref, "unload"), wanted, READY_TIMEOUT_S)
 
     def status(self) -> Iterator[Backend]:
         """Slots per backend, and the state of each adapter there."""
         return self._transport.pages(Backend, "/v1/adapters/status")
 
-    def warmup(self, refs: Sequence[str | int]) -> dict[str, Any]:
-        return self._object(
-            "POST", "/v1/adapters/warmup", json={"adapters": [*refs]}, timeout=READY_TIMEOUT_S
-        )
+    def warmup(self, refs: Sequence[str | int]) -> Attachments:
+        """Begin to load them where their bases run, unpinned."""
+        return self._attachments("/v1/adapters/warmup", {"adapters": [*refs]}, READY_TIMEOUT_S)
 
     def attach(self, ref: str | int, instance: int) -> Attachment:
         """Wish that `instance` serve it. `wait_ready` waits until it does."""
         path = f"/v1/instances/{segment(instance)}/adapters"
         return read(Attachment, self._transport.send("POST", path, json={"adapter": ref}))
 
-    def detach(self, ref: str | int, instance: int, *, force: bool = False) -> None:
+    def detach(self, ref: str | int, instance: int, *, force: bool = False) -> Attachment:
+        """Answered when gone, or still `detaching`: `wait_gone` waits. `force` cuts off what is in flight."""
         path = f"/v1/instances/{segment(instance)}/adapters/{segment(ref)}"
-        self._transport.send("DELETE", path, params=_force(force), timeout=READY_TIMEOUT_S)
+        return read(
+            Attachment, self._transport.send("DELETE", path, params=_force(force), timeout=READY_TIMEOUT_S)
+        )
 
     def deploy_attach(self, ref: str | int, instance: int) -> Attachment:
         return self._deployment(_path(ref, "deploy"), {"attach": {"instance_id": instance}})
@@ -157,22 +169,22 @@ class Adapters:
     def download(
         self, ref: str | int, target: str | Path | None = None, *, on_bytes: OnBytes | None = None
     ) -> Path:
-        """Its archive, in `target`: a file, or a folder (the present one by default).
+        """Its weights, in `target`: a file, or a folder (the present one by default).
 
         In a folder it gets the name that the server gives it.
         """
         where = Path(target) if target is not None else Path()
         with self._transport.stream("GET", _path(ref, "download"), timeout=60.0) as response:
             if where.is_dir():
-                where = where / files.offered_name(response, f"{segment(ref)}.tar.gz")
+                where = where / files.offered_name(response, f"{segment(ref)}.safetensors")
             return files.save(response, where, on_bytes)
 
     def attachment(self, ref: str | int, instance: int) -> Attachment:
         """The attachment to one instance. Raises `PillionFailedError` where there is none."""
-        for attachment in self.get(ref).attachments:
-            if attachment.instance_id == instance:
-                return attachment
-        raise PillionFailedError(f"{ref} is not attached to instance {instance}.", code="not_attached")
+        attachment = self._attached(ref, instance)
+        if attachment is None:
+            raise PillionFailedError(f"{ref} is not attached to instance {instance}.", code="not_attached")
+        return attachment
 
     def wait_ready(
         self,
@@ -196,11 +208,37 @@ class Adapters:
             on_progress=on_progress,
         )
 
+    def wait_gone(
+        self,
+        ref: str | int,
+        instance: int,
+        *,
+        timeout: float = READY_TIMEOUT_S,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Returns once the instance no longer holds it.
+
+        Raises `PillionTimeoutError` after `timeout` seconds.
+        """
+        waiting.poll(
+            self._transport,
+            lambda: self._attached(ref, instance),
+            lambda attachment: attachment is None,
+            what=f"Detaching {ref} from instance {instance}",
+            timeout=timeout,
+            progress=lambda attachment: waiting.Progress(attachment.state if attachment else "gone"),
+            on_progress=on_progress,
+        )
+
+    def _attached(self, ref: str | int, instance: int) -> Attachment | None:
+        return next((a for a in self.get(ref).attachments if a.instance_id == instance), None)
+
     def _deployment(self, path: str, wanted: dict[str, Any]) -> Attachment:
         return read(Attachment, self._transport.send("POST", path, json=wanted))
 
-    def _object(self, method: str, path: str, **content: Any) -> dict[str, Any]:
-        return self._transport.send(method, path, **content) or {}
+    def _attachments(self, path: str, wanted: dict[str, Any], timeout: float) -> Attachments:
+        body = self._transport.send("POST", path, json=wanted, timeout=timeout)
+        return read_list(Attachment, body)
 
 
 def _path(ref: str | int, action: str | None = None) -> str:

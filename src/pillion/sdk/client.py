@@ -27,7 +27,8 @@ class Pillion:
     ...     client.adapters.wait_ready(adapter.id, 1)
 
     `base_url` and `api_key` default to `PILLION_URL` and `PILLION_API_KEY`, then to the server on this
-    machine and the key that it keeps in its data directory. `timeout` is in seconds, for calls that answer at once.
+    machine and the key that it keeps in its data directory. `timeout` is in seconds, for calls that answer
+    at once.
     Raises `PillionConfigError` for a URL or key that cannot be one.
     """
 

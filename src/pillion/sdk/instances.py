@@ -7,7 +7,7 @@ from typing import Any
 
 from pillion.sdk import streams, waiting
 from pillion.sdk.transport import Transport, segment
-from pillion.sdk.types import Attachment, Event, Instance, read
+from pillion.sdk.types import Attachment, Event, Instance, read, read_list
 from pillion.sdk.waiting import OnProgress
 
 RUNNING_TIMEOUT_S = 1800.0
@@ -17,10 +17,9 @@ class Instances:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(
-        self, *, model: str | None = None, state: str | None = None, limit: int | None = None
-    ) -> Iterator[Instance]:
-        return self._transport.pages(Instance, "/v1/instances", {"model": model, "state": state}, limit)
+    def list(self, *, stopped: bool = False, limit: int | None = None) -> Iterator[Instance]:
+        """With `stopped` also those that no longer run."""
+        return self._transport.pages(Instance, "/v1/instances", {"all": "true" if stopped else None}, limit)
 
     def get(self, instance: int) -> Instance:
         return read(Instance, self._transport.get(_path(instance)))
@@ -54,13 +53,15 @@ class Instances:
         given = {name: value for name, value in wanted.items() if value is not None}
         return read(Instance, self._transport.send("POST", "/v1/instances", json=given))
 
-    def stop(self, instance: int) -> Instance | None:
-        body = self._transport.send("DELETE", _path(instance))
-        return None if body is None else read(Instance, body)
+    def stop(self, instance: int) -> Instance:
+        """Begin to stop: requests in flight finish or are cut off, engines end. `wait_stopped` waits."""
+        return read(Instance, self._transport.send("DELETE", _path(instance)))
 
-    def logs(self, instance: int, *, follow: bool = False, tail: int | None = None) -> Iterator[str]:
+    def logs(
+        self, instance: int, *, follow: bool = False, tail: int | None = None, replica: str | None = None
+    ) -> Iterator[str]:
         """The lines of its log, oldest first; with `follow` those to come as well, until the caller stops."""
-        query = {"follow": "true" if follow else None, "tail": tail}
+        query = {"follow": "true" if follow else None, "tail": tail, "replica": replica}
         with self._transport.stream("GET", _path(instance, "logs"), params=query) as response:
             yield from streams.lines(response)
 
@@ -71,7 +72,11 @@ class Instances:
             yield from self._transport.pages(Event, path, limit=limit)
             return
         with self._transport.stream("GET", path, params={"follow": "true"}) as response:
-            yield from (read(Event, event) for event in streams.objects(response))
+            if streams.streams(response):
+                yield from (read(Event, event) for event in streams.objects(response))
+            else:
+                response.read()
+                yield from read_list(Event, response.json())
 
     def adapters(self, instance: int) -> Iterator[Attachment]:
         return self._transport.pages(Attachment, _path(instance, "adapters"))
@@ -92,6 +97,24 @@ class Instances:
             lambda: self.get(instance),
             waiting.instance_running,
             what=f"Instance {instance}",
+            timeout=timeout,
+            progress=waiting.instance_progress,
+            on_progress=on_progress,
+        )
+
+    def wait_stopped(
+        self,
+        instance: int,
+        *,
+        timeout: float = RUNNING_TIMEOUT_S,
+        on_progress: OnProgress | None = None,
+    ) -> Instance:
+        """The instance, once its engines have ended. Raises `PillionTimeoutError` after `timeout` seconds."""
+        return waiting.poll(
+            self._transport,
+            lambda: self.get(instance),
+            lambda found: found.state in ("stopped", "failed"),
+            what=f"Stopping instance {instance}",
             timeout=timeout,
             progress=waiting.instance_progress,
             on_progress=on_progress,

@@ -18,8 +18,8 @@ class Jobs:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self, *, state: str | None = None, limit: int | None = None) -> Iterator[Job]:
-        return self._transport.pages(Job, "/v1/jobs", {"state": state}, limit)
+    def list(self, *, limit: int | None = None) -> Iterator[Job]:
+        return self._transport.pages(Job, "/v1/jobs", limit=limit)
 
     def get(self, job: str) -> Job:
         return read(Job, self._transport.get(f"/v1/jobs/{segment(job)}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pillion.sdk.transport import Transport, segment
 from pillion.sdk.types import GpuType, Model, Region, read
@@ -44,8 +45,8 @@ class RegisteredModels:
         given = {field: value for field, value in wanted.items() if value is not None}
         return read(Model, self._transport.send("POST", "/v1/registered-models", json=given))
 
-    def delete(self, name: str) -> None:
-        self._transport.send("DELETE", f"/v1/registered-models/{segment(name)}")
+    def delete(self, name: str) -> dict[str, Any]:
+        return self._transport.send("DELETE", f"/v1/registered-models/{segment(name)}") or {}
 
 
 class Places:

@@ -22,7 +22,7 @@ from pillion.sdk.errors import (
     from_answer,
 )
 from pillion.sdk.settings import Settings
-from pillion.sdk.types import Record, read
+from pillion.sdk.types import Record, read_list
 
 READ_ATTEMPTS = 3
 LONGEST_RETRY_AFTER_S = 5.0
@@ -131,10 +131,8 @@ class Transport:
             if limit is not None:
                 query["limit"] = min(limit, 100)
             page = self.get(path, query)
-            if not isinstance(page, dict) or not isinstance(page.get("data"), list):
-                raise PillionProtocolError(f"{path} answered no list.")
-            data = page["data"][:limit]
-            yield from (read(kind, element) for element in data)
+            data = read_list(kind, page)[:limit]
+            yield from data
             limit = None if limit is None else limit - len(data)
             following = page.get("next")
             if not page.get("has_more") or following is None or following == query.get("after"):

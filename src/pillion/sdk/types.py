@@ -82,7 +82,7 @@ class AdapterVersion(Record, kw_only=True):
 
 
 class Replica(msgspec.Struct, kw_only=True):
-    """One engine process. `state`: starting, pulling, loading, warming, ready, restarting, failed, stopping…"""
+    """One engine process. `state`: starting, pulling, loading, warming, ready, restarting, failed…"""
 
     id: str
     region: str = ""
@@ -240,3 +240,10 @@ def read(kind: type[T], body: Any) -> T:
         ) from error
     record.raw = body
     return record
+
+
+def read_list(kind: type[T], body: Any) -> list[T]:
+    """The elements of a list that is never paged. Raises `PillionProtocolError` where it is none."""
+    if not isinstance(body, dict) or not isinstance(body.get("data"), list):
+        raise PillionProtocolError(f"The server answered no list of {kind.__name__.lower()}s.")
+    return [read(kind, element) for element in body["data"]]

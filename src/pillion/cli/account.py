@@ -1,0 +1,192 @@
+"""`pillion keys`, `pillion account`, `pillion accounts`, `pillion usage`."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pillion.cli.options import Json, Limit
+from pillion.cli.session import session
+
+if TYPE_CHECKING:
+    from pillion.sdk.types import Key
+
+keys = typer.Typer(help="API keys of your account.", no_args_is_help=True)
+own = typer.Typer(help="Your account.", no_args_is_help=True)
+accounts = typer.Typer(help="All accounts (for the operator).", no_args_is_help=True)
+
+
+class Scope(StrEnum):
+    inference = "inference"
+    manage = "manage"
+    admin = "admin"
+
+
+class Tier(StrEnum):
+    shared = "shared"
+    reserved = "reserved"
+    dedicated = "dedicated"
+
+
+class Window(StrEnum):
+    day = "24h"
+    week = "7d"
+    thirty_days = "30d"
+    month = "month"
+
+
+class GroupBy(StrEnum):
+    model = "model"
+    adapter = "adapter"
+    key = "key"
+    day = "day"
+
+
+Scopes = Annotated[
+    list[Scope] | None,
+    typer.Option("--scope", help="What it may do; may be repeated. [default: inference]"),
+]
+KeyName = Annotated[str, typer.Argument(metavar="NAME", help="A name to know it by.")]
+
+
+@keys.command("list")
+def list_keys(ctx: typer.Context, limit: Limit = None, as_json: Json = False) -> None:
+    """List the account's keys, without their secrets."""
+    from pillion.cli import columns, output
+
+    with session(ctx) as client:
+        output.print_records(client.keys.list(limit=limit), columns.KEYS, as_json)
+
+
+@keys.command("create")
+def create_key(ctx: typer.Context, name: KeyName, scope: Scopes = None, as_json: Json = False) -> None:
+    """Make a key and print it. It is shown this once."""
+    with session(ctx) as client:
+        _show_new(client.keys.create(name, scopes=scope or None), as_json)
+
+
+@keys.command("revoke")
+def revoke_key(
+    ctx: typer.Context,
+    key: Annotated[str, typer.Argument(help="The key's id, as in the list.")],
+    as_json: Json = False,
+) -> None:
+    """Revoke a key. Returns when every gateway refuses it."""
+    from pillion.cli import output
+
+    with session(ctx) as client:
+        revoked = client.keys.revoke(key)
+    if revoked.unacknowledged:
+        output.note(f"warning: not confirmed yet by {', '.join(revoked.unacknowledged)}")
+    if as_json:
+        output.print_json(revoked.raw)
+    else:
+        output.note(f"revoked {key}")
+
+
+@own.command("get")
+def get_account(ctx: typer.Context, as_json: Json = False) -> None:
+    """Show the account that the key belongs to."""
+    from pillion.cli import columns, output
+
+    with session(ctx) as client:
+        output.print_record(client.account.get(), columns.ACCOUNTS, as_json)
+
+
+@own.command("set-hf-token")
+def set_hf_token(ctx: typer.Context, as_json: Json = False) -> None:
+    """Give the account a Hugging Face token, for private repos: asked for, or read from standard input."""
+    from pillion.cli import output
+
+    token = typer.prompt("Token", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
+    if not token.strip():
+        raise typer.BadParameter("no token was given on standard input.", param_hint="token")
+    with session(ctx) as client:
+        answer = client.account.set_hf_token(token.strip())
+    _done("the token is kept", answer, as_json, output)
+
+
+@own.command("delete-hf-token")
+def delete_hf_token(ctx: typer.Context, as_json: Json = False) -> None:
+    """Forget the account's Hugging Face token."""
+    from pillion.cli import output
+
+    with session(ctx) as client:
+        answer = client.account.delete_hf_token()
+    _done("the token is forgotten", answer, as_json, output)
+
+
+@accounts.command("list")
+def list_accounts(ctx: typer.Context, limit: Limit = None, as_json: Json = False) -> None:
+    """List all accounts."""
+    from pillion.cli import columns, output
+
+    with session(ctx) as client:
+        output.print_records(client.admin.accounts.list(limit=limit), columns.ACCOUNTS, as_json)
+
+
+@accounts.command("create")
+def create_account(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="The account's name.")],
+    tier: Annotated[Tier | None, typer.Option("--tier", help="Its caps. [default: shared]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make an account. Then give it a first key with create-key."""
+    from pillion.cli import columns, output
+
+    with session(ctx) as client:
+        output.print_record(client.admin.accounts.create(name, tier=tier), columns.ACCOUNTS, as_json)
+
+
+@accounts.command("create-key")
+def create_account_key(
+    ctx: typer.Context,
+    account: Annotated[str, typer.Argument(help="The account's id.")],
+    name: KeyName,
+    scope: Scopes = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key for an account, to hand over, and print it. It is shown this once."""
+    with session(ctx) as client:
+        _show_new(client.admin.accounts.create_key(account, name, scopes=scope or None), as_json)
+
+
+def usage(
+    ctx: typer.Context,
+    window: Annotated[Window, typer.Option("--window", help="How far back.")] = Window.day,
+    group_by: Annotated[GroupBy, typer.Option("--group-by", help="What a line stands for.")] = GroupBy.model,
+    as_json: Json = False,
+) -> None:
+    """Sum up requests and tokens."""
+    from pillion.cli import output
+
+    with session(ctx) as client:
+        summary = client.usage.summary(window=window, group_by=group_by)
+    if as_json:
+        output.print_json(summary)
+        return
+    groups: list[dict[str, Any]] = summary.get("data") or []
+    titles = list(dict.fromkeys(title for group in groups for title in group))
+    output.print_rows(titles, [[output.plain(group.get(title, "")) for title in titles] for group in groups])
+
+
+def _show_new(key: Key, as_json: bool) -> None:
+    """The key alone on stdout, so that a script can take it from there."""
+    from pillion.cli import output
+
+    if as_json:
+        output.print_json(key.raw)
+        return
+    output.note(f"key {key.id} ({', '.join(key.scopes)}); it is not shown again:")
+    typer.echo(key.key)
+
+
+def _done(words: str, answer: Any, as_json: bool, output: Any) -> None:
+    if as_json:
+        output.print_json(answer)
+    else:
+        output.note(words)

@@ -1,0 +1,27 @@
+"""From the global options to a client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from pillion.sdk import Pillion
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server and key given on the command line."""
+
+    url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+
+
+def session(ctx: typer.Context) -> Pillion:
+    """A client for the server that the command line, the environment or the defaults name. A context manager."""
+    from pillion.sdk import Pillion
+
+    target = ctx.find_object(Target) or Target()
+    return Pillion(target.url, target.api_key)
