@@ -1,0 +1,64 @@
+# Pillion. `make help` lists what there is.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n < 4 ? n : 4 )))
+PYTEST := $(BIN)/python -m pytest
+FAST := tests --ignore=tests/real_engine --ignore=tests/integration --ignore=tests/docs --ignore=tests/chaos
+
+help: ## List what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed ## Make .venv with pillion in it
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: Pillion needs Python 3.11 or newer on the PATH (or make PYTHON=/path/to/python)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "error: $(PYTHON) cannot make virtual environments (on Debian: apt-get install python3-venv)"; exit 1; }
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install -q --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
+	@$(BIN)/python -m uv pip install -q -p $(BIN)/python -r requirements.lock --no-deps -e .
+	@touch $@
+	@echo "pillion is in $(BIN)/pillion"
+
+engine: setup ## Install the engine that fits this machine, in an environment of its own
+	@$(BIN)/pillion engines install
+
+demo: setup ## Bring it all up on a real engine, swap adapters under load, show what happened
+	@$(BIN)/python demo/demo.py
+
+demo-stop: ## End what the demo left running
+	@$(BIN)/python demo/demo.py --stop
+
+check: setup ## Style, types, import rules
+	@$(BIN)/ruff check src tests bench demo
+	@$(BIN)/ruff format --check -q src tests bench demo
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+test-fast: setup ## Unit and property tests alone
+	@$(PYTEST) $(FAST) -n $(WORKERS) -q
+
+test: check engine ## Every kind of test, with small counts
+	@$(PYTEST) $(FAST) -n $(WORKERS) -q
+	@$(PYTEST) tests/integration -n $(WORKERS) -q
+	@$(PYTEST) tests/real_engine -q
+	@$(PYTEST) tests/docs -q
+
+test-full: ## The same with the full counts
+	@PILLION_TEST_FULL=1 $(MAKE) test
+
+bench-load: engine ## Hot load through Pillion against vLLM alone
+	@$(BIN)/python bench/hot_load.py
+
+lock: ## Renew requirements.lock from pyproject.toml
+	@$(BIN)/python -m uv pip compile -q pyproject.toml --universal --all-extras --group dev --no-header --no-annotate -o requirements.lock
+
+clean: ## Remove what setup and tests made here
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+.PHONY: help setup engine demo demo-stop check test-fast test test-full bench-load lock clean

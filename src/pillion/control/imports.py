@@ -1,0 +1,87 @@
+"""Adapters that come from a Hugging Face repository: a job that ends in a verified first version, or in nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from pillion.artifacts import hub
+from pillion.artifacts.receive import receive
+from pillion.control import accounts, bases, jobs, lookup, registration
+from pillion.control.context import Control
+from pillion.control.jobs import Progress
+from pillion.control.keys import Principal
+from pillion.control.views import ImportView
+from pillion.core.adapters.verify import Limits
+from pillion.core.errors import NotFoundError
+from pillion.core.names import Ref, new_id
+from pillion.store.rows import Adapter, Job
+
+KIND = "hf_import"
+DOWNLOADED = 0.9  # how far an import is when all bytes are here
+
+
+async def begin(
+    control: Control, who: Principal, name: str, base: str, repo: str, revision: str | None, region: str | None
+) -> ImportView:
+    """The adapter, in state `importing`, and the job that brings its bytes."""
+    registration.check(control, name, region)
+    hub.check_repo(repo, revision)
+    await bases.base_of(control, who, base)
+    async with control.db.transaction() as tx:
+        row = await registration.create(control, tx, who, name, base, region, "importing")
+        job = await tx.jobs.create(
+            who.account,
+            new_id("job", control.choice),
+            kind=KIND,
+            subject={"adapter": row.id, "repo": repo, "revision": revision, "by": who.key},
+            now=control.clock(),
+        )
+        view = await lookup.adapter_view(control, tx, row)
+    control.changes.notify()
+    return ImportView(view, jobs.view(job))
+
+
+async def work(control: Control, job: Job, progress: Progress) -> str:
+    """Fetch, verify, register. Safe to do again where a worker died in the middle."""
+    row = await _adapter(control, job)
+    if row.live_version is not None:
+        return "imported"
+    who = Principal(job.account_id, job.subject["by"], frozenset({"manage"}))
+    base = await bases.base_of(control, who, row.base_model)
+    token = await accounts.hf_token(control, job.account_id)
+    repo = job.subject["repo"]
+    commit = await asyncio.to_thread(hub.resolve, repo, job.subject["revision"], token)
+    await progress.log(f"{repo} at {commit}")
+    async with control.artifacts.intake(control.settings.max_adapter_bytes) as intake:
+        config = await hub.download(repo, commit, token, intake, partial(_report, progress))
+        await progress.report(DOWNLOADED, "verifying")
+        limits = Limits(control.settings.max_rank, control.settings.max_adapter_bytes)
+        stored = await receive(intake, config, base, limits)
+        async with control.db.transaction() as tx:
+            await registration.add_version(control, tx, row, stored, {"repo": repo, "commit": commit})
+    for warning in stored.verified.warnings:
+        await progress.log(f"warning: {warning}")
+    control.changes.notify()
+    return "imported"
+
+
+async def ended(control: Control, job: Job) -> None:
+    """An import that failed or was cancelled leaves its job, which says why, and no adapter: the name is free."""
+    async with control.db.transaction() as tx:
+        row = await tx.adapters.by_ref(job.account_id, Ref(id=job.subject["adapter"]))
+        if row is not None and row.live_version is None:
+            await tx.adapters.delete(job.account_id, row.row_id)
+    control.changes.notify()
+
+
+async def _report(progress: Progress, done: int, total: int) -> None:
+    await progress.report(DOWNLOADED * done / total if total else 0.0, f"{done} of {total} bytes")
+
+
+async def _adapter(control: Control, job: Job) -> Adapter:
+    async with control.db.read() as tx:
+        row = await tx.adapters.by_ref(job.account_id, Ref(id=job.subject["adapter"]))
+    if row is None:
+        raise NotFoundError("the adapter was deleted while it was being imported.")
+    return row

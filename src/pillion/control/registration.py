@@ -1,0 +1,81 @@
+"""Making an adapter of verified bytes: name, caps, first version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pillion.artifacts.receive import Stored
+from pillion.control.context import Control
+from pillion.control.keys import Principal
+from pillion.core.errors import InvalidRequestError, RateLimitError
+from pillion.core.names import check_adapter_name, new_id
+from pillion.store.rows import Adapter, AdapterState
+from pillion.store.transaction import Tx
+
+TIER_ADAPTERS = {"shared": 20, "reserved": 200, "dedicated": 200}
+
+
+class AdapterQuotaError(RateLimitError):
+    """The tier's number of adapters is reached. Trying again helps only after one was deleted."""
+
+    code = "insufficient_quota"
+
+    def headers(self) -> dict[str, str]:
+        return {**super().headers(), "x-should-retry": "false"}
+
+
+def check(control: Control, name: str, region: str | None) -> None:
+    check_adapter_name(name, control.catalogue.names())
+    if region is not None and control.catalogue.region(region) is None:
+        raise InvalidRequestError(f"region {region[:80]!r} does not exist.", param="region")
+
+
+async def create(
+    control: Control, tx: Tx, who: Principal, name: str, base: str, region: str | None, state: AdapterState
+) -> Adapter:
+    """The row of a new adapter. Raises `NameTakenError`, `AdapterQuotaError`."""
+    account = await tx.accounts.lock(who.account)
+    cap = TIER_ADAPTERS[account.tier]
+    if await tx.adapters.count(who.account) >= cap:
+        raise AdapterQuotaError(f"tier {account.tier!r} has room for {cap} adapters; delete one first.")
+    row = await tx.adapters.create(
+        who.account,
+        new_id("adp", control.choice),
+        name=name,
+        base_model=base,
+        now=control.clock(),
+        region=region,
+        state=state,
+    )
+    await tx.events.append(
+        who.account,
+        at=control.clock(),
+        kind="adapter_registered",
+        subject=f"adapter:{row.id}",
+        detail={"by": who.key, "name": name},
+    )
+    return row
+
+
+async def add_version(
+    control: Control, tx: Tx, row: Adapter, stored: Stored, source: dict[str, Any]
+) -> Adapter:
+    """Its next version, live from now on where it is the first."""
+    version = await tx.versions.add(
+        row.account_id,
+        row.row_id,
+        digest=stored.digest,
+        rank=stored.verified.rank,
+        alpha=float(stored.verified.alpha),
+        target_modules=stored.verified.target_modules,
+        size_bytes=stored.size_bytes,
+        warnings=stored.verified.warnings,
+        source=source,
+        now=control.clock(),
+    )
+    if version.version > 1:
+        return row
+    await tx.adapters.set_state(row.account_id, row.row_id, "registered")
+    live = await tx.adapters.set_live(row.account_id, row.row_id, version.version)
+    assert live is not None
+    return live
