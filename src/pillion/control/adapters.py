@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pillion.artifacts.store import WEIGHTS
 from pillion.control import attachments, lookup
 from pillion.control.context import Control
 from pillion.control.instances import events_page
 from pillion.control.keys import Principal
 from pillion.control.views import AdapterView, Deleted, EventView, Page, VersionView
-from pillion.core.errors import AdapterInUseError, NotFoundError, PillionError
+from pillion.core.errors import AdapterInUseError, NotFoundError
 from pillion.core.names import check_adapter_name
 
 DELETE_WAIT_S = 60.0
@@ -116,9 +117,5 @@ async def weights(control: Control, who: Principal, ref: str) -> tuple[Path, str
         version = await lookup.live_version(tx, row)
     if version is None:
         raise NotFoundError(f"adapter {row.name!r} has no bytes yet.")
-    path = control.artifacts.path(version.digest) / "adapter_model.safetensors"
-    if not path.is_file():
-        raise PillionError(
-            f"the bytes of {row.name!r} (digest {version.digest}) are missing from the artifact store."
-        )
+    path = control.artifacts.find(version.digest) / WEIGHTS
     return path, f"{row.name}-v{version.version}.safetensors"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from pillion.artifacts import models as sources
 from pillion.control.context import Control
 from pillion.control.keys import Principal
-from pillion.core.adapters.bases import Base, base_modules
+from pillion.core.adapters.bases import Base
 from pillion.core.catalogue import CatalogueModel
 from pillion.core.errors import InvalidRequestError
 from pillion.store.transaction import Tx
@@ -23,9 +21,7 @@ async def base_of(control: Control, who: Principal, name: str) -> Base:
         )
     if not found.lora or found.kind == "embedding":
         raise InvalidRequestError(f"base_model {name!r} does not take LoRA.", param="base_model")
-    config = await asyncio.to_thread(sources.base_config, found.source, control.settings.work_dir / "bases")
-    repo = found.source.removeprefix("hf:").partition("@")[0] if found.source.startswith("hf:") else None
-    return Base(name, base_modules(config), repo, others)
+    return await sources.base(name, found.source, control.settings.work_dir / "bases", others=others)
 
 
 async def _models(

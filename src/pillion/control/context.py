@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from pillion.control.snapshots import Gateways, Publisher
 from pillion.core.catalogue import Catalogue
 from pillion.fleet.provisioner import Provisioner
 from pillion.store.database import Database
+from pillion.store.rows import Job
 
 if TYPE_CHECKING:
     from pillion.control.controller import Controller
@@ -36,7 +37,8 @@ class Settings:
 class Control:
     """`choice` picks one character from a secure source; `clock` is seconds since the epoch.
 
-    `changes` is notified after every committed change of a wish.
+    `changes` is notified after every committed change of a wish. `job_ends`: by kind of job, what is to be done when
+    one did not succeed.
     """
 
     db: Database
@@ -52,4 +54,5 @@ class Control:
     gateways: Gateways
     publisher: Publisher
     provisioners: Mapping[str, Provisioner]
+    job_ends: dict[str, Callable[[Control, Job], Awaitable[None]]] = field(default_factory=dict)
     controller: Controller = field(init=False)

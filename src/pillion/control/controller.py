@@ -20,7 +20,7 @@ from pillion.control.context import Control
 from pillion.control.routes import routes_of
 from pillion.core.replica import Grant, GrantEntry, GroupSpec, Replica
 from pillion.store.leases import LeaseLostError
-from pillion.store.rows import Attachment, Instance, Lease, RoutedAdapter
+from pillion.store.rows import Attachment, Instance, InstanceState, Lease, RoutedAdapter
 from pillion.store.transaction import Tx
 
 log = structlog.get_logger(__name__)
@@ -253,9 +253,7 @@ class Controller:
                 await self._record_attachment(tx, attachment, facts, now)
         self._control.changes.notify()
 
-    async def _record_instance(
-        self, tx: Tx, instance: Instance, state: plan.InstanceState, now: float
-    ) -> None:
+    async def _record_instance(self, tx: Tx, instance: Instance, state: InstanceState, now: float) -> None:
         await tx.instances.set_state(instance.account_id, instance.id, state, now)
         await tx.events.append(
             instance.account_id,
@@ -290,7 +288,7 @@ class Controller:
                 detail={"instance": attachment.instance_id, "error": failure.message if failure else None},
             )
 
-    def _instance_states(self) -> list[tuple[Instance, plan.InstanceState]]:
+    def _instance_states(self) -> list[tuple[Instance, InstanceState]]:
         found = []
         for instance in self._wishes.instances.values():
             state = plan.instance_state(instance, self.replicas_of(instance.id), self._control.agents.facts)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 
-from pillion.artifacts import hub
+from pillion.artifacts.hub import Hub, HubRepo
+from pillion.artifacts.models import parse_source
 from pillion.artifacts.receive import receive
+from pillion.artifacts.store import Intake
 from pillion.control import accounts, bases, jobs, lookup, registration
 from pillion.control.context import Control
 from pillion.control.jobs import Progress
@@ -18,15 +19,22 @@ from pillion.core.names import Ref, new_id
 from pillion.store.rows import Adapter, Job
 
 KIND = "hf_import"
+REPORT_S = 0.5
 DOWNLOADED = 0.9  # how far an import is when all bytes are here
 
 
 async def begin(
-    control: Control, who: Principal, name: str, base: str, repo: str, revision: str | None, region: str | None
+    control: Control,
+    who: Principal,
+    name: str,
+    base: str,
+    repo: str,
+    revision: str | None,
+    region: str | None,
 ) -> ImportView:
     """The adapter, in state `importing`, and the job that brings its bytes."""
     registration.check(control, name, region)
-    hub.check_repo(repo, revision)
+    parse_source(f"hf:{repo}" + (f"@{revision}" if revision else ""))
     await bases.base_of(control, who, base)
     async with control.db.transaction() as tx:
         row = await registration.create(control, tx, who, name, base, region, "importing")
@@ -49,17 +57,18 @@ async def work(control: Control, job: Job, progress: Progress) -> str:
         return "imported"
     who = Principal(job.account_id, job.subject["by"], frozenset({"manage"}))
     base = await bases.base_of(control, who, row.base_model)
-    token = await accounts.hf_token(control, job.account_id)
-    repo = job.subject["repo"]
-    commit = await asyncio.to_thread(hub.resolve, repo, job.subject["revision"], token)
-    await progress.log(f"{repo} at {commit}")
+    hub = Hub(token=await accounts.hf_token(control, job.account_id))
+    found = await hub.resolve(job.subject["repo"], job.subject["revision"])
+    await progress.log(f"{found.repo} at {found.commit}")
     async with control.artifacts.intake(control.settings.max_adapter_bytes) as intake:
-        config = await hub.download(repo, commit, token, intake, partial(_report, progress))
+        config = await _download(hub, found, intake, control.settings.max_adapter_bytes, progress)
         await progress.report(DOWNLOADED, "verifying")
         limits = Limits(control.settings.max_rank, control.settings.max_adapter_bytes)
         stored = await receive(intake, config, base, limits)
         async with control.db.transaction() as tx:
-            await registration.add_version(control, tx, row, stored, {"repo": repo, "commit": commit})
+            await registration.add_version(
+                control, tx, row, stored, {"repo": found.repo, "commit": found.commit}
+            )
     for warning in stored.verified.warnings:
         await progress.log(f"warning: {warning}")
     control.changes.notify()
@@ -75,8 +84,21 @@ async def ended(control: Control, job: Job) -> None:
     control.changes.notify()
 
 
-async def _report(progress: Progress, done: int, total: int) -> None:
-    await progress.report(DOWNLOADED * done / total if total else 0.0, f"{done} of {total} bytes")
+async def _download(hub: Hub, found: HubRepo, intake: Intake, limit: int, progress: Progress) -> bytes | None:
+    """Download while telling how far it is; stops at once where the job was cancelled."""
+    seen: list[tuple[int, int | None]] = [(0, None)]
+    work = asyncio.create_task(hub.download(found, intake, limit, lambda *now: seen.append(now)))
+    try:
+        while not work.done():
+            done, total = seen[-1]
+            seen[:] = seen[-1:]
+            await progress.report(
+                DOWNLOADED * done / total if total else 0.0, f"{done} of {total or '?'} bytes"
+            )
+            await asyncio.wait([work], timeout=REPORT_S)
+        return work.result()
+    finally:
+        work.cancel()
 
 
 async def _adapter(control: Control, job: Job) -> Adapter:

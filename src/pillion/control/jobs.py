@@ -49,6 +49,7 @@ class JobCancelledError(Exception):
 
 
 Work = Callable[[Control, Job, Progress], Awaitable[str]]
+Ended = Callable[[Control, Job], Awaitable[None]]
 
 
 async def listing(control: Control, who: Principal, after: str | None, limit: int) -> Page[JobView]:
@@ -87,6 +88,8 @@ async def cancel(control: Control, who: Principal, id: str) -> JobView:
         row = await tx.jobs.cancel(who.account, id, control.clock())
     if row is None:
         raise ConflictError(f"job {id} has ended already: {before.state}.")
+    if before.state == "queued":  # no worker has it, so none will notice
+        await control.job_ends[row.kind](control, row)
     return view(row)
 
 
@@ -106,13 +109,12 @@ def view(row: Job, log: list[str] | None = None) -> JobView:
     )
 
 
-async def run(
-    control: Control, holder: str, kind: str, work: Work, ended: Callable[[Job], Awaitable[None]]
-) -> None:
+async def run(control: Control, holder: str, kind: str, work: Work, ended: Ended) -> None:
     """Work off the jobs of a kind, one at a time, for ever. One whose worker died is taken over after a minute.
 
     `ended` is called for each that did not succeed, also for those cancelled.
     """
+    control.job_ends[kind] = ended
     while True:
         seen = control.changes.count
         now = control.clock()
@@ -124,23 +126,21 @@ async def run(
         await _work(control, holder, job, work, ended)
 
 
-async def _work(
-    control: Control, holder: str, job: Job, work: Work, ended: Callable[[Job], Awaitable[None]]
-) -> None:
+async def _work(control: Control, holder: str, job: Job, work: Work, ended: Ended) -> None:
     try:
         message = await work(control, job, Progress(control, job, holder))
     except JobCancelledError:
         log.info("job_cancelled", job=job.id)
-        await ended(job)
+        await ended(control, job)
         return
     except PillionError as error:
         await _fail(control, holder, job, error)
-        await ended(job)
+        await ended(control, job)
         return
     except Exception as error:
         log.exception("job_failed", job=job.id)
         await _fail(control, holder, job, PillionError(f"something went wrong on our side: {error}"))
-        await ended(job)
+        await ended(control, job)
         return
     async with control.db.transaction() as tx:
         await tx.jobs.finish(

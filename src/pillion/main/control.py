@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from pillion.api import app as api_app
 from pillion.api import internal as internal_app
-from pillion.artifacts.store import open_store
+from pillion.artifacts.store import ArtifactStore
 from pillion.control import accounts, imports, jobs, pools
 from pillion.control.agents import agents
 from pillion.control.changes import Changes
@@ -83,7 +83,7 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
     changes = Changes()
     ctl = Control(
         db=db,
-        artifacts=open_store(config.artifacts_url),
+        artifacts=ArtifactStore(config.artifacts_url),
         catalogue=config.catalogue(),
         settings=Settings(
             max_rank=config.limits.max_rank,

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,9 @@ def _socket(fd: int | None, host: str, port: int) -> socket.socket:
     return socket.socket(fileno=fd) if fd is not None else listen(host, port)
 
 
-def _run(path: Path | None, overrides: Mapping[str, Any], make: Any) -> int:
+def _run(
+    path: Path | None, overrides: Mapping[str, Any], make: Callable[[Config], Coroutine[Any, Any, int]]
+) -> int:
     """Configure, run, and turn what a person can mend into one clear line."""
     import uvloop
 
@@ -89,14 +91,10 @@ def _run(path: Path | None, overrides: Mapping[str, Any], make: Any) -> int:
         config = settings.load(path, overrides, os.environ)
         config.data_dir.mkdir(parents=True, exist_ok=True)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return int(runner.run(_awaited(make, config)))
+            return runner.run(make(config))
     except PillionError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 2
-
-
-async def _awaited(make: Any, config: Config) -> int:
-    return int(await make(config))
 
 
 def _log() -> None:
