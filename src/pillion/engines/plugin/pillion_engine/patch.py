@@ -1,0 +1,115 @@
+"""What vLLM runs in each of its processes at their start (entry point group `vllm.general_plugins`).
+
+On CPUs it puts `GroupedLora` in the place of vLLM's own LoRA operators, where it knows them by their source.
+Where it does not, it changes nothing and says so; the gate then keeps base and adapter requests apart.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .port import LoraPath
+
+log = logging.getLogger("vllm.pillion")
+
+CHECKED_VERSIONS = ("0.32.0",)
+# Of each file replaced or called back from, the sources checked (sha256).
+RECOGNISED: dict[str, frozenset[str]] = {
+    "lora/ops/torch_ops/lora_ops.py": frozenset(
+        {"33bc2aca729ebc379e1725c3c1ca870e70aa3b278f0ad3d2a621e6ec8ee99c20"}
+    ),
+    "lora/punica_wrapper/punica_base.py": frozenset(
+        {"1fec4fd96e8c6a266176b198cf18a7f81400eefcf190c52da2b313b3b535f7eb"}
+    ),
+    "lora/punica_wrapper/punica_cpu.py": frozenset(
+        {"d2ca28b31743f59a4a5a7c45449cf0f71d3019b842d551dee6cb7e7af53b02ee"}
+    ),
+    "lora/punica_wrapper/utils.py": frozenset(
+        {"aa57be275f67313eb0f8d2ec193ce6fcc2d3516d82c2be49d76b8a55c10c295f"}
+    ),
+    "lora/layers/base_linear.py": frozenset(
+        {"61b1a60e09a2bc4fba4fa2d0206a74bede3398ff992cfed6733ab063e85a974b"}
+    ),
+    "lora/layers/classifier.py": frozenset(
+        {"e5ae94b1c1876deb99aadf069d0a0105cedac8eb7e9432eb135a2d9592d2dcf3"}
+    ),
+    "lora/layers/column_parallel_linear.py": frozenset(
+        {"cb0b0d33ba8ccb76e8ce7eff5c0467b548da4af2325a85cf70f1f9c45280e39a"}
+    ),
+    "lora/layers/logits_processor.py": frozenset(
+        {"a0bfacd6603b855071cabf29cf0b4edf1e2b598586e45043ccb5338492d8870c"}
+    ),
+    "lora/layers/replicated_linear.py": frozenset(
+        {"08aae9600d9c68a26a3869d91b195dab8db556f352cad8affc52c9b0db666632"}
+    ),
+    "lora/layers/row_parallel_linear.py": frozenset(
+        {"9ede1b9493cc6e31236f9303859a2def894841a089125d07cdb389c4fae6608a"}
+    ),
+    "lora/layers/vocab_parallel_embedding.py": frozenset(
+        {"0149f170d227636df382e0fa7680828ed668b8220be1186b5d22b8478212f418"}
+    ),
+}
+GROUPED = "pillion_engine.cpu_lora.GroupedLora"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How LoRA is computed in this environment, and if vLLM's own way is kept on a CPU, why."""
+
+    lora: LoraPath
+    reason: str | None = None
+
+
+def register() -> None:
+    """Takes the place of the CPU platform's LoRA operators. Safe to call more than once."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    decision = decide(True, _root())
+    if decision.reason:
+        log.warning("Pillion leaves vLLM's CPU LoRA as it is: %s", decision.reason)
+    platform: Any = type(current_platform)
+    stock = platform.get_punica_wrapper
+
+    def get_punica_wrapper(cls: object) -> str:
+        _confess(decision.lora)
+        return GROUPED if decision.lora == "grouped" else str(stock())
+
+    platform.get_punica_wrapper = classmethod(get_punica_wrapper)
+
+
+def here() -> Decision:
+    """What `register` decides in this environment. The same in every process of an engine."""
+    from vllm.platforms import current_platform
+
+    return decide(bool(current_platform.is_cpu()), _root())
+
+
+def decide(cpu: bool, root: Path) -> Decision:
+    """Whether the vLLM whose package lies at `root` is one whose CPU LoRA may be replaced."""
+    if not cpu:
+        return Decision("native")
+    for name, known in RECOGNISED.items():
+        path = root / name
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+        if digest not in known:
+            versions = ", ".join(CHECKED_VERSIONS)
+            return Decision("refused", f"vllm/{name} is not as in the versions checked ({versions})")
+    return Decision("grouped")
+
+
+def _root() -> Path:
+    import vllm
+
+    return Path(vllm.__file__).parent
+
+
+def _confess(lora: LoraPath) -> None:
+    """Lets the gate, in another process, ask the worker which path it took (`collective_rpc`)."""
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    WorkerBase.pillion_lora_path = lambda _self: lora
+    log.info("Pillion: LoRA on this CPU is %s", lora)

@@ -1,0 +1,143 @@
+"""Requests for the base and for adapters share batches, adapters come and go, and nobody gets another's weights.
+
+Every greedy answer must equal the one the same model gave to the same prompt alone. Where the two best tokens
+lie within 1e-3 the order of sums may flip them; such answers are counted apart, and must be few.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+from conftest import BASE, Engine
+
+pytestmark = pytest.mark.xdist_group("real_engine")
+
+REQUESTS = 2000 if os.environ.get("PILLION_TEST_FULL") else 500
+AT_ONCE = 24
+TIE = 1e-3
+STAYING = ("one", "two", "three")
+SWAPPED = ("four", "five")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tokens of a greedy answer, and how far the second best lay behind at each."""
+
+    tokens: tuple[str, ...]
+    margins: tuple[float, ...]
+
+
+@dataclass
+class Tally:
+    """How the mixed answers compare with those given alone."""
+
+    same: int = 0
+    ties: int = 0
+    wrong: list[str] = field(default_factory=list)
+    swaps: int = 0
+
+    def add(self, model: str, prompt: str, alone: Answer, mixed: Answer) -> None:
+        if mixed.tokens == alone.tokens:
+            self.same += 1
+            return
+        pairs = enumerate(itertools.zip_longest(alone.tokens, mixed.tokens))
+        first = next(at for at, (one, other) in pairs if one != other)
+        if first < len(alone.margins) and alone.margins[first] < TIE:
+            self.ties += 1
+        else:
+            self.wrong.append(f"{model} on {prompt!r}: {mixed.tokens} instead of {alone.tokens}")
+
+
+async def ask(client: httpx.AsyncClient, model: str, prompt: str) -> Answer:
+    answer = await client.post(
+        "/v1/completions",
+        json={"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0, "logprobs": 2},
+    )
+    assert answer.status_code == 200, answer.text
+    (choice,) = answer.json()["choices"]
+    best = [sorted(top.values(), reverse=True) for top in choice["logprobs"]["top_logprobs"]]
+    return Answer(tuple(choice["logprobs"]["tokens"]), tuple(two[0] - two[-1] for two in best))
+
+
+def prompts(count: int) -> list[str]:
+    draw = random.Random(11)
+    return [
+        " ".join(f"w{draw.randrange(4, 500)}" for _ in range(draw.randrange(3, 40))) for _ in range(count)
+    ]
+
+
+async def load(agent: httpx.AsyncClient, engine: Engine, name: str, folder: str) -> None:
+    body = {"name": name, "path": str(engine.models / folder)}
+    answer = await agent.post("/pillion/v1/adapters", json=body)
+    assert answer.status_code == 200, answer.text
+    assert (await agent.post(f"/pillion/v1/adapters/{name}/open")).status_code == 200
+
+
+async def unload(agent: httpx.AsyncClient, name: str, deadline_s: float = 30) -> dict[str, Any]:
+    answer = await agent.delete(f"/pillion/v1/adapters/{name}", params={"deadline_s": deadline_s})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+async def swap_until(done: asyncio.Event, agent: httpx.AsyncClient, engine: Engine, tally: Tally) -> None:
+    for turn in itertools.count():
+        name = f"adp_swap@{turn}"
+        await load(agent, engine, name, SWAPPED[turn % len(SWAPPED)])
+        await ask(agent, name, "w5 w6 w7")
+        await unload(agent, name)
+        tally.swaps += 1
+        if done.is_set():
+            return
+
+
+async def test_the_plugin_is_in_place(engine: Engine) -> None:
+    async with engine.agent() as agent:
+        state = (await agent.get("/pillion/v1/state")).json()
+    assert state["plugin"]["lora"] == "grouped", state
+    assert state["base"] == {"name": BASE, "inflight": 0}
+
+
+async def test_mixed_batches_with_hot_swaps(engine: Engine) -> None:
+    tally = Tally()
+    asked = [BASE, BASE, *(f"adp_{folder}@mixed" for folder in STAYING)]
+    draw = random.Random(5)
+    work = [(draw.choice(asked), prompt) for prompt in draw.choices(prompts(40), k=REQUESTS)]
+    async with engine.agent() as agent, engine.user() as user:
+        for folder in STAYING:
+            await load(agent, engine, f"adp_{folder}@mixed", folder)
+        # Asked one at a time, no batch holds two models.
+        alone = {pair: await ask(user, *pair) for pair in sorted(set(work))}
+        assert differ(alone, asked), "the adapters do not change the answers: the test would prove nothing"
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def one(model: str, prompt: str) -> None:
+            async with room:
+                tally.add(model, prompt, alone[model, prompt], await ask(user, model, prompt))
+
+        done = asyncio.Event()
+        swapping = asyncio.create_task(swap_until(done, agent, engine, tally))
+        await asyncio.gather(*(one(*pair) for pair in work))
+        done.set()
+        await swapping
+        for folder in STAYING:
+            await unload(agent, f"adp_{folder}@mixed")
+    print(f"{tally.same} same, {tally.ties} ties, {len(tally.wrong)} wrong, {tally.swaps} swaps")
+    assert not tally.wrong, f"{len(tally.wrong)} of {REQUESTS} wrong, such as {tally.wrong[0]}"
+    assert tally.ties <= REQUESTS // 100
+    assert tally.same + tally.ties == REQUESTS
+    assert tally.swaps >= 3
+
+
+def differ(alone: dict[tuple[str, str], Answer], models: list[str]) -> bool:
+    """Whether each model answers most prompts differently from each other model."""
+    for one, other in itertools.combinations(sorted(set(models)), 2):
+        both = [prompt for model, prompt in alone if model == one and (other, prompt) in alone]
+        same = sum(alone[one, prompt].tokens == alone[other, prompt].tokens for prompt in both)
+        if not both or same * 2 > len(both):
+            return False
+    return True
