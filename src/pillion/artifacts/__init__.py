@@ -1,0 +1,1 @@
+"""Adapter and model bytes: received, verified and kept by digest; fetched to nodes; imported from a hub."""
