@@ -69,7 +69,9 @@ def _find() -> Path | None:
 
 
 def _complete(folder: Path) -> bool:
-    return all((folder / program).exists() for program in ("initdb", "postgres", "pg_isready", "createdb", "dropdb"))
+    return all(
+        (folder / program).exists() for program in ("initdb", "postgres", "pg_isready", "createdb", "dropdb")
+    )
 
 
 def _serve(bin: Path, folder: Path) -> Iterator[Cluster]:
@@ -77,7 +79,19 @@ def _serve(bin: Path, folder: Path) -> Iterator[Cluster]:
     if user is not None:
         shutil.chown(folder, user)
     data = folder / "data"
-    init = [bin / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+    init = [
+        bin / "initdb",
+        "-D",
+        data,
+        "-U",
+        "postgres",
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+        "--locale=C",
+        "--no-sync",
+    ]
     subprocess.run(init, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL, timeout=START_S)
     settings = [part for option in OPTIONS for part in ("-c", option)]
     serve = [*_dies_with_us(), bin / "postgres", "-D", data, "-k", folder, *settings]

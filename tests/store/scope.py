@@ -42,14 +42,16 @@ def _open_tables(part: Any) -> set[str]:
         tables = {table for source in part.get_final_froms() for table in _tables(source)}
         return {table.name for table in tables if not _binds(part.whereclause, table)}
     if isinstance(part, sa.Update | sa.Delete):
-        return _tenant(part.table) - ({part.table.name} if _binds(part.whereclause, part.table) else set())
+        return {name for name in _tenant(part.table) if not _binds(part.whereclause, part.table)}
     if isinstance(part, sa.Insert):
         return set() if _gives_account(part) else _tenant(part.table)
     return set()
 
 
 def _tables(source: Any) -> set[sa.Table]:
-    return {each for each in visitors.iterate(source) if isinstance(each, sa.Table) and each.name in TENANT_TABLES}
+    return {
+        each for each in visitors.iterate(source) if isinstance(each, sa.Table) and each.name in TENANT_TABLES
+    }
 
 
 def _tenant(table: Any) -> set[str]:

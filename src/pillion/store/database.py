@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,20 +71,12 @@ class Database:
 
 @asynccontextmanager
 async def _begin(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    connection = engine.connect()
-    try:
-        await connection.start()
-    except (OSError, DBAPIError, PoolTimeoutError) as error:
-        raise _unavailable(error) from error
-    try:
+    async with AsyncExitStack() as stack:
         try:
-            await connection.begin()
-        except DBAPIError as error:
+            connection = await stack.enter_async_context(engine.begin())
+        except (OSError, DBAPIError, PoolTimeoutError) as error:
             raise _unavailable(error) from error
         yield connection
-        await connection.commit()
-    finally:
-        await connection.close()
 
 
 def _unavailable(error: Exception) -> UnavailableError:
@@ -117,7 +109,7 @@ def _sqlite(url: sa.URL) -> tuple[AsyncEngine, AsyncEngine]:
     read = create_async_engine(url, pool_size=READERS, max_overflow=0, pool_timeout=WAIT_S)
     _on_connect(write, ())
     _on_connect(read, ("PRAGMA query_only=ON",))
-    # IMMEDIATE takes the write lock at once: a transaction that reads first cannot fail when it comes to write.
+    # IMMEDIATE takes the write lock at once: who reads first cannot fail when it comes to write.
     sa.event.listen(write.sync_engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
     sa.event.listen(read.sync_engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
     return write, read

@@ -55,7 +55,7 @@ class Instances:
     async def set_state(
         self, account: str | None, id: int, state: InstanceState, now: float, *, reason: str | None = None
     ) -> Instance | None:
-        """What a controller found. None, and nothing done: it is gone, or it is to stop and `state` says otherwise.
+        """What a controller found. None: not there, or to be stopped and `state` says otherwise.
 
         `reason` becomes the termination reason if given.
         """

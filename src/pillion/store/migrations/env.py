@@ -22,6 +22,5 @@ context.configure(
     transactional_ddl=True,
     render_as_batch=True,
     render_item=render,
-    compare_server_default=True,
 )
 context.run_migrations()
