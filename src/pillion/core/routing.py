@@ -124,7 +124,7 @@ class Routes:
         return self._route(account, target, model, now)
 
     def list_models(self, account: str, now: float) -> list[dict[str, Any]]:
-        """OpenAI's model objects for all that `resolve` would route now: bases, instances, both forms of adapters."""
+        """OpenAI's model objects for what `resolve` would route now: bases, instances, both forms of adapters."""
         entries: list[dict[str, Any]] = []
         for name in sorted(self._model_names(account)):
             instances = [i for i in self._speaking(account, name) if any(r.ready for r in i.replicas)]

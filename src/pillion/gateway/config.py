@@ -1,0 +1,41 @@
+"""What a gateway is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes and seconds that one client may take. An inference answer as a whole takes as long as it takes."""
+
+    max_body: int = 32 * 2**20
+    max_answer: int = 256 * 2**20
+    max_header_bytes: int = 64 * 2**10
+    header_timeout_s: float = 15.0
+    body_timeout_s: float = 120.0
+    keep_alive_s: int = 75
+    connect_timeout_s: float = 3.0
+    drain_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """`control_url` is control's public API, `internal_url` its internal listener, which gives the snapshot.
+
+    `snapshot_max_age_s`: how long after control's last word the kept snapshot still routes.
+    `media_urls`: whether requests may name media by URL (engines would fetch them). `allowed_extras`: names of
+    engine-specific request fields that are passed on top of those that `body` allows.
+    """
+
+    state_dir: Path
+    control_url: str
+    internal_url: str
+    internal_token: str = field(repr=False)
+    host: str = "127.0.0.1"
+    port: int = 8080
+    snapshot_max_age_s: float = 24 * 3600.0
+    media_urls: bool = False
+    allowed_extras: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)

@@ -1,0 +1,105 @@
+"""The client's own `model` string in answers, where an engine put its name (SPEC §2)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from pillion.gateway.faults import EngineError, Scrub
+
+DONE = b"data: [DONE]"
+_BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_LONGEST_BOUNDARY = 4
+
+
+class Echo:
+    """Replaces `"model": "<upstream>"` in JSON text by the client's string.
+
+    Quotes inside a JSON string are escaped, so these bytes can only be a member named `model`: content is never
+    touched, and no number is printed anew. Where an engine calls itself something else, the JSON is parsed.
+    """
+
+    def __init__(self, upstream: str, echo: str) -> None:
+        self._named = re.compile(rb'"model"\s*:\s*' + re.escape(msgspec.json.encode(upstream)))
+        self._echoed = b'"model":' + msgspec.json.encode(echo)
+        self._echo = echo
+
+    def json(self, text: bytes) -> bytes:
+        """The JSON document with `model`, and `response.model` of a response's events, replaced."""
+        if b'"model"' not in text:
+            return text
+        replaced, count = self._named.subn(lambda _: self._echoed, text)
+        return replaced if count else self._parsed(text)
+
+    def _parsed(self, text: bytes) -> bytes:
+        try:
+            document = msgspec.json.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            return text
+        changed = False
+        for holder in (document, document.get("response") if isinstance(document, dict) else None):
+            if isinstance(holder, dict) and isinstance(holder.get("model"), str):
+                holder["model"] = self._echo
+                changed = True
+        return msgspec.json.encode(document) if changed else text
+
+
+class EventEcho:
+    """The same for server-sent events, however they are cut into packets. Gives out whole events only.
+
+    `done` tells whether the last event was `[DONE]`. Raises `EngineError` for an event over `limit` bytes.
+    """
+
+    def __init__(self, echo: Echo, scrub: Scrub, limit: int) -> None:
+        self._echo = echo
+        self._scrub = scrub
+        self._limit = limit
+        self._rest = bytearray()
+        self.done = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        searched = max(0, len(self._rest) - _LONGEST_BOUNDARY + 1)
+        self._rest += chunk
+        ends = [match.end() for match in _BOUNDARY.finditer(self._rest, searched)]
+        if not ends:
+            if len(self._rest) > self._limit:
+                raise EngineError(f"The engine sent an event of more than {self._limit} bytes.")
+            return b""
+        out, start = bytearray(), 0
+        for end in ends:
+            out += self._event(bytes(self._rest[start:end]))
+            start = end
+        del self._rest[:start]
+        return bytes(out)
+
+    def end(self) -> bytes:
+        """What is left when upstream has ended in good order: an event that lacks its blank line."""
+        rest, self._rest = bytes(self._rest), bytearray()
+        return self._event(rest) + b"\n\n" if rest.strip() else b""
+
+    def _event(self, event: bytes) -> bytes:
+        self.done = event.strip() == DONE
+        if b'"model"' not in event and b'"error"' not in event:
+            return event
+        lines = [self._line(line) for line in event.splitlines(keepends=True)]
+        return b"".join(lines)
+
+    def _line(self, line: bytes) -> bytes:
+        if not line.startswith(b"data:"):
+            return line
+        text = line[5:].strip()
+        ending = line[len(line.rstrip(b"\r\n")) :]
+        if b'"error"' in text:
+            text = self._scrubbed(text)
+        return b"data: " + self._echo.json(text) + ending
+
+    def _scrubbed(self, text: bytes) -> bytes:
+        try:
+            document: Any = msgspec.json.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            return text
+        if not isinstance(document, dict) or not document.get("error"):
+            return text
+        return msgspec.json.encode(self._scrub.error(500, document).body())

@@ -1,0 +1,132 @@
+"""How snapshots come from control: a long poll whose `after` acknowledges what is applied (SPEC §5)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import aiohttp
+import msgspec
+import structlog
+
+from pillion.core import snapshot
+from pillion.core.routing import Routes
+from pillion.gateway.kept import KeptSnapshot
+from pillion.gateway.knowledge import Knowledge
+
+log = structlog.get_logger(__name__)
+
+WAIT_S = 20
+MAX_PAUSE_S = 2.0
+
+
+class FeedError(Exception):
+    """Control could not be asked, or its answer made no sense."""
+
+
+class Source(Protocol):
+    async def poll(self, after: int) -> bytes | None:
+        """A snapshot newer than version `after`, or None where there was none for a while. Raises `FeedError`."""
+        ...
+
+
+class ControlSource:
+    """`GET {internal_url}/internal/v1/snapshot?gateway=&after=&wait=`: 200 with msgpack, or 204."""
+
+    def __init__(self, session: aiohttp.ClientSession, internal_url: str, token: str, gateway: str) -> None:
+        self._session = session
+        self._url = f"{internal_url.rstrip('/')}/internal/v1/snapshot"
+        self._fields = {"authorization": f"Bearer {token}"}
+        self._gateway = gateway
+
+    async def poll(self, after: int) -> bytes | None:
+        query = {"gateway": self._gateway, "after": str(after), "wait": str(WAIT_S)}
+        timeout = aiohttp.ClientTimeout(total=WAIT_S + 30, sock_connect=3)
+        try:
+            async with self._session.get(
+                self._url, params=query, headers=self._fields, timeout=timeout
+            ) as answer:
+                if answer.status == 204:
+                    return None
+                if answer.status != 200:
+                    raise FeedError(f"control answered {answer.status}")
+                return await answer.read()
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            raise FeedError(repr(error)) from error
+
+
+class SnapshotFeed:
+    """Keeps `Knowledge` at control's newest snapshot, and the disk after it.
+
+    `clock`: seconds since the epoch. `random`: in [0, 1), spreads the polls of many gateways after an outage.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        kept: KeptSnapshot,
+        knowledge: Knowledge,
+        clock: Callable[[], float],
+        random: Callable[[], float],
+    ) -> None:
+        self._source = source
+        self._kept = kept
+        self._knowledge = knowledge
+        self._clock = clock
+        self._random = random
+
+    async def start(self) -> None:
+        """Begins with the kept snapshot, if there is one that can be read."""
+        try:
+            found = await asyncio.to_thread(self._kept.read)
+            if found is not None:
+                data, confirmed_at = found
+                # A clock set back must not make an old snapshot young.
+                self._knowledge.apply(await _routes(data), min(confirmed_at, self._clock()))
+        except (OSError, FeedError) as error:
+            log.warning("kept snapshot not usable", error=str(error))
+
+    async def run(self) -> None:
+        """Polls until cancelled."""
+        failures = 0
+        while True:
+            try:
+                await self.step()
+                failures = 0
+            except FeedError as error:
+                if failures == 0:
+                    log.warning("no snapshot from control", error=str(error), age_s=self._knowledge.age)
+                failures += 1
+                await asyncio.sleep(
+                    min(MAX_PAUSE_S, 0.05 * 2 ** min(failures, 10)) * (0.5 + self._random() / 2)
+                )
+
+    async def step(self) -> None:
+        """One poll. Applied before it is kept, kept before the next poll acknowledges it. Raises `FeedError`."""
+        data = await self._source.poll(self._knowledge.version)
+        now = self._clock()
+        if data is None:
+            self._knowledge.confirm(now)
+            await self._keep(lambda: self._kept.confirm(now))
+            return
+        routes = await _routes(data)
+        if routes.version < self._knowledge.version:
+            raise FeedError(f"control sent version {routes.version} after {self._knowledge.version}")
+        self._knowledge.apply(routes, now)
+        await self._keep(lambda: self._kept.write(data, now))
+
+    async def _keep(self, write: Callable[[], None]) -> None:
+        """A full disk must not stop what is served now; it is told, and tried again at the next word of control."""
+        try:
+            await asyncio.to_thread(write)
+        except OSError as error:
+            log.error("snapshot not kept on disk", error=str(error))
+
+
+async def _routes(data: bytes) -> Routes:
+    """In a thread: a large snapshot takes longer than a token may wait."""
+    try:
+        return await asyncio.to_thread(lambda: Routes(snapshot.decode(data)))
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise FeedError(f"a snapshot that cannot be read: {error}") from error

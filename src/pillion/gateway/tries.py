@@ -1,0 +1,63 @@
+"""What has become of one request's tries so far, and whether there may be another (SPEC §5)."""
+
+from __future__ import annotations
+
+from pillion.core.errors import PillionError, UnavailableError
+from pillion.core.routing import Route, adapter_loading
+from pillion.gateway.balance import RetryBudget
+
+MAX_LOST = 2
+
+
+class NotResident(Exception):
+    """The engine did nothing: it does not have the adapter now, or has it fenced."""
+
+
+class Overdrawn(UnavailableError):
+    """The request was lost and must not be sent once more."""
+
+
+class Tries:
+    """Of one request. Nothing was done where a connection was refused or the adapter was not resident: any other
+    replica may be tried. Where a replica may have begun, one more is, and the budget pays.
+    """
+
+    def __init__(self, budget: RetryBudget) -> None:
+        self._budget = budget
+        self._lost = 0
+        self._absent = False
+        self.excluded: set[str] = set()
+        self.reason: str | None = None
+
+    def refused(self, replica: str) -> None:
+        self.excluded.add(replica)
+        self.reason = "refused"
+
+    def absent(self, replica: str) -> None:
+        self.excluded.add(replica)
+        self._absent = True
+        self.reason = "not_resident"
+
+    def lost(self, replica: str, *, reused: bool) -> None:
+        """The connection ended before the answer's first byte. Raises `Overdrawn`.
+
+        An idle connection that was closed under us says nothing of the replica: it may be asked again, free of
+        charge. It counts as held all the same, for it may have been the request that killed it.
+        """
+        self._lost += 1
+        self.reason = "lost"
+        if self._lost >= MAX_LOST:
+            raise Overdrawn("Two replicas were lost while they had this request. It is not tried again.")
+        if reused:
+            return
+        self.excluded.add(replica)
+        if not self._budget.spend():
+            raise Overdrawn("The replica was lost while it had this request. Try again shortly.")
+
+    def verdict(self, route: Route) -> PillionError:
+        """Why no candidate is left."""
+        if self._absent and route.adapter is not None:
+            return adapter_loading(route.adapter)
+        return UnavailableError(
+            f"No replica of '{route.echo}' could be reached. Try again shortly.", retry_after=2.0
+        )
