@@ -70,6 +70,18 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
 
 
+class AgentRecord(msgspec.Struct, frozen=True):
+    """`agent.json` in a replica's directory: which process serves it and where it listens.
+
+    `created` is the process's start. An agent holds the lock on the file `lock` beside it for as long as it lives.
+    """
+
+    pid: int
+    created: float
+    url: str
+    started_at: float
+
+
 class Replica(msgspec.Struct, frozen=True):
     """A replica as its provisioner sees it. `agent_url` is None until the agent has said where it listens."""
 

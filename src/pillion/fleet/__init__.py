@@ -1,0 +1,1 @@
+"""Provisioners: where replicas run. Local processes; Ray and Kubernetes behind the same small interface."""

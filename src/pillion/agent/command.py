@@ -1,0 +1,108 @@
+"""`pillion agent --replica-dir DIR`: the agent as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import random
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+
+from pillion.agent import processes
+from pillion.agent.agent import Agent, Parts
+from pillion.agent.home import AlreadyRunningError, Home
+from pillion.agent.logs import bound
+from pillion.agent.supervisor import Timing
+from pillion.artifacts.fetch import fetch
+from pillion.core.errors import PillionError, UnavailableError
+from pillion.core.replica import ReplicaSpec
+from pillion.engines.driver import Launch, driver
+
+AGENT_LOG_BYTES = 4 * 1024 * 1024
+FAILED, BUSY = 1, 75
+
+
+class EngineMissingError(UnavailableError):
+    """The engine's environment is not installed on this node."""
+
+    code = "engine_missing"
+
+
+def run(directory: Path) -> int:
+    """Serves the replica in `directory` until it is stopped; the exit status.
+
+    75 where another agent serves it. SIGTERM ends the engine too; an agent that is killed leaves it running,
+    and the next one in this directory adopts it.
+    """
+    home = Home(directory)
+    try:
+        spec = home.spec()
+        with home.lock():
+            bound(home.directory / "agent.log", AGENT_LOG_BYTES)
+            asyncio.run(_serve(home, spec))
+    except AlreadyRunningError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return BUSY
+    except PillionError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+async def _serve(home: Home, spec: ReplicaSpec) -> None:
+    if home.is_ending():
+        return await _end(home)
+    engine = driver(spec.group.engine)
+    agent = Agent(
+        home,
+        spec,
+        Parts(
+            driver=engine,
+            launch=lambda port: _launch(home, spec, port),
+            fetch=functools.partial(_fetch, spec),
+            epoch=secrets.token_hex(8),
+            now=time.time,
+            random=random.random,
+        ),
+    )
+    ends: set[asyncio.Task[None]] = set()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(
+            number, lambda: ends.add(asyncio.ensure_future(agent.stop(0.0)))
+        )
+    await agent.run()
+
+
+async def _end(home: Home) -> None:
+    """An agent that died before it could end its engine left that to this one."""
+    engine = processes.adopt(home)
+    if engine is not None:
+        await engine.end(Timing().stop_grace_s)
+    home.remove("engine.json")
+
+
+async def _fetch(spec: ReplicaSpec, digest: str) -> Path:
+    return await fetch(spec.artifacts, digest, Path(spec.cache_dir))
+
+
+def _launch(home: Home, spec: ReplicaSpec, port: int) -> Launch:
+    python = engine_python(spec.group.engine, spec.group.gpu_type)
+    return driver(spec.group.engine).command(spec, port, python, home.data_dir)
+
+
+def engine_python(engine: str, gpu_type: str) -> Path:
+    """The interpreter of an engine's environment on this node. Raises `EngineMissingError`."""
+    if engine == "sim":
+        return Path(sys.executable)
+    name = f"{engine}-cpu" if gpu_type == "cpu" else engine
+    root = Path(os.environ.get("PILLION_ENGINES_DIR") or "~/.pillion/engines").expanduser()
+    python = root / name / "bin" / "python"
+    if not python.exists():
+        raise EngineMissingError(
+            f"engine {name} is not installed in {root}: run `pillion engines install {name}`."
+        )
+    return python

@@ -1,0 +1,90 @@
+"""Proof that an adapter changes what the engine says: its log-probabilities against the base's (SPEC §3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pillion.core.replica import Proof
+
+# Short, so that the smallest context takes them with a tokenizer of single bytes, and unlike each other.
+PROMPTS = (
+    "The capital of France is Paris, and",
+    "def add(a, b):\n    return a +",
+    "Q: What is 7 times 6?\nA:",
+    "Hello! How are you today?",
+)
+FLOOR = 1e-5
+SAFETY = 2.0
+
+# One prompt's tokens: log-probabilities in nats by token id.
+Row = tuple[dict[str, float], ...]
+
+
+class Completions(Protocol):
+    """What the proof needs of an engine."""
+
+    async def complete(self, body: dict[str, Any]) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The base's own answers to `PROMPTS`, and how much they differ from one asking to the next, in nats."""
+
+    rows: tuple[Row, ...]
+    noise: float
+
+
+class Prover:
+    """Asks one engine, from its start to its end."""
+
+    def __init__(self, engine: Completions, base: str) -> None:
+        self._engine = engine
+        self._base = base
+        self._baseline: Baseline | None = None
+
+    async def baseline(self) -> Baseline:
+        """Asks the base once together and once each alone, as batches of other shapes add up differently."""
+        if self._baseline is None:
+            together = await self._ask(self._base, PROMPTS)
+            again = await self._ask(self._base, PROMPTS)
+            alone = tuple([(await self._ask(self._base, [prompt]))[0] for prompt in PROMPTS])
+            noise = max(difference(together, again), difference(together, alone))
+            self._baseline = Baseline(together, noise)
+        return self._baseline
+
+    async def prove(self, name: str) -> Proof:
+        """One request, which warms the adapter up as well. Whether it counts says `effective`."""
+        baseline = await self.baseline()
+        return Proof(difference(baseline.rows, await self._ask(name, PROMPTS)), baseline.noise)
+
+    async def _ask(self, model: str, prompts: Sequence[str]) -> tuple[Row, ...]:
+        answer = await self._engine.complete(
+            {"model": model, "prompt": list(prompts), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        )
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        return tuple(_row(choice["prompt_logprobs"]) for choice in choices)
+
+
+def effective(proof: Proof) -> bool:
+    """Whether the difference is more than noise. One that is not a number is none: such an adapter is broken."""
+    return math.isfinite(proof.difference) and proof.difference > max(FLOOR, SAFETY * proof.noise)
+
+
+def difference(one: Sequence[Row], other: Sequence[Row]) -> float:
+    """The largest difference at any token of any prompt, in nats."""
+    pairs = [pair for rows in zip(one, other, strict=True) for pair in zip(*rows, strict=True)]
+    gaps = [abs(a[token] - b[token]) for a, b in pairs for token in a.keys() & b.keys()]
+    return math.nan if any(math.isnan(gap) for gap in gaps) else max(gaps, default=0.0)
+
+
+def _row(tokens: Sequence[dict[str, Any] | None]) -> Row:
+    """Nothing predicts the first token: it has none."""
+    found = (token for token in tokens if token is not None)
+    return tuple({key: _number(value["logprob"]) for key, value in token.items()} for token in found)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,255 @@
+"""Converges the adapters in one engine to the last grant, also while control is away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from pillion.agent.backoff import Backoff
+from pillion.agent.loading import Engine, Loaded, Loading, failure_of
+from pillion.core.replica import Grant, Residency
+from pillion.core.residency import Load, Table, expired, plan
+from pillion.engines.client import EngineError, EngineState
+
+Fetch = Callable[[str], Awaitable[Path]]
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class _Trials:
+    """Failures in a row of one version that may pass, and when it is tried again (seconds since the epoch)."""
+
+    count: int
+    due: float
+
+
+@dataclass
+class _Attached:
+    """The engine that is up now, and what is being done with it."""
+
+    engine: Engine
+    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+
+class Residents:
+    """The residency of one replica. `publish` is told of every change; `now` in seconds since the epoch."""
+
+    def __init__(
+        self,
+        slots: int,
+        loading: Loading,
+        backoff: Backoff,
+        now: Callable[[], float],
+        publish: Callable[[int, tuple[Residency, ...]], None],
+    ) -> None:
+        self._slots, self._loading, self._backoff = slots, loading, backoff
+        self._now, self._publish = now, publish
+        self._grant = Grant("", 0, ())
+        self._table = Table()
+        self._trials: dict[str, _Trials] = {}
+        self._asked: set[str] = set()
+        self._busy_serving: frozenset[str] = frozenset()
+        self._attached: _Attached | None = None
+        self._wake = asyncio.Event()
+
+    @property
+    def grant(self) -> Grant:
+        return self._grant
+
+    def accept(self, grant: Grant) -> None:
+        """Takes a grant as the one to converge to. Failures it names in `retry` are forgotten."""
+        self._grant = grant
+        self._asked |= set(grant.retry)
+        for name in grant.retry:
+            self._trials.pop(name, None)
+        self._wake.set()
+
+    def attach(self, engine: Engine, state: EngineState) -> None:
+        """An engine is up, and holds what `state` says.
+
+        What is open there was proved before and stays as it is. What is closed was being loaded or drained when the
+        agent before this one died: if it is wanted it is loaded again, which costs the engine nothing.
+        """
+        wanted = self._wanted()
+        failed = (row for row in self._table.rows.values() if row.state == "failed")
+        held = (a.name for a in state.adapters if a.resident and (a.open or a.name not in wanted))
+        self._table = Table([*failed, *(Residency(name, "loaded", self._now()) for name in held)])
+        self._attached = _Attached(engine)
+        self._wake.set()
+
+    async def detach(self) -> None:
+        """The engine is gone, and all that it held."""
+        attached, self._attached = self._attached, None
+        if attached is not None:
+            tasks = list(attached.tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self._table.engine_lost(self._now())
+        for name in self._trials:  # what failed may well have failed because the engine was about to
+            self._table.forget(name)
+        self._trials.clear()
+        self._show()
+
+    def observe(self, before: dict[str, Residency], state: EngineState) -> None:
+        """Corrects the table by what the engine said. `before`: `rows()` from before it was asked.
+
+        Versions that moved in the meantime are left out. One that the engine lost is loaded again; one that it holds
+        and should not is taken out.
+        """
+        held = {adapter.name: adapter for adapter in state.adapters}
+        self._busy_serving = frozenset(name for name, adapter in held.items() if adapter.inflight)
+        for name, row in before.items():
+            if self._table.rows.get(name) is not row or row.state != "loaded":
+                continue
+            adapter = held.get(name)
+            if adapter is None or not (adapter.open and adapter.resident):
+                log.error("adapter_lost", adapter=name)
+                self._table.begin_unload(name, self._now())
+                self._table.unloaded(name, self._now())
+                self._wake.set()
+            elif adapter.inflight:
+                self._table.used(name, self._now())
+        for name in held:
+            now = self._table.rows.get(name)
+            if now is before.get(name) and (now is None or now.state in ("failed", "registered")):
+                self._do(name, self._purge(name))
+
+    def rows(self) -> dict[str, Residency]:
+        return dict(self._table.rows)
+
+    async def run(self) -> None:
+        """Converges until cancelled: at every change, and when something expires or is to be tried again."""
+        while True:
+            self._wake.clear()
+            self._converge()
+            due = self._next_due()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if due is None else max(0.0, due - self._now())):
+                    await self._wake.wait()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Unloads everything: requests in flight finish, up to `deadline_s`."""
+        self._grant = Grant(self._grant.replica, self._grant.version, (), deadline_s)
+        self._wake.set()
+        while self._attached is not None and self._table.occupied():
+            tasks = list(self._attached.tasks.values())
+            await (asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED) if tasks else asyncio.sleep(0.01))
+            self._wake.set()
+
+    def _wanted(self) -> set[str]:
+        return {entry.engine_name for entry in self._grant.entries if not expired(entry, self._now())}
+
+    def _next_due(self) -> float | None:
+        expiries = [entry.expires_at for entry in self._grant.entries if entry.expires_at is not None]
+        ahead = [at for at in expiries if at > self._now()]
+        return min([*ahead, *(trial.due for trial in self._trials.values())], default=None)
+
+    def _converge(self) -> None:
+        if self._attached is None:
+            self._show()
+            return
+        now = self._now()
+        due = {name for name, trial in self._trials.items() if trial.due <= now}
+        actions = plan(
+            self._table.rows,
+            self._grant.entries,
+            self._slots,
+            now,
+            self._asked | due,
+            in_flight=self._busy_serving,
+        )
+        for action in actions:
+            name = action.entry.engine_name if isinstance(action, Load) else action.engine_name
+            if name in self._running():
+                continue
+            if isinstance(action, Load):
+                self._asked.discard(name)
+                self._table.begin_load(name, now)
+                self._do(name, self._load(name, action.entry.digest))
+            else:
+                self._table.begin_unload(name, now)
+                self._do(name, self._unload(name))
+        self._forget()
+        self._show()
+
+    def _forget(self) -> None:
+        """Drops what is no longer granted and takes no slot, and the retries that have no object any more."""
+        wanted = self._wanted()
+        for name, row in self.rows().items():
+            if name not in wanted and row.state in ("registered", "failed"):
+                self._table.forget(name)
+        failed = {name for name, row in self._table.rows.items() if row.state == "failed"}
+        for name in [name for name in self._trials if name not in failed and name not in self._running()]:
+            del self._trials[name]
+        for name, trial in self._trials.items():
+            if name in failed and trial.due <= self._now():  # it waits for a slot, not for a time
+                trial.due = self._now() + self._backoff.delay(trial.count)
+        self._asked &= failed
+
+    def _running(self) -> set[str]:
+        return set(self._attached.tasks) if self._attached else set()
+
+    def _do(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        attached = self._attached
+        if attached is None or name in attached.tasks:
+            work.close()
+            return
+        task = asyncio.create_task(work)
+        attached.tasks[name] = task
+        task.add_done_callback(lambda _: self._done(attached, name))
+
+    def _done(self, attached: _Attached, name: str) -> None:
+        attached.tasks.pop(name, None)
+        self._wake.set()
+
+    async def _load(self, name: str, digest: str) -> None:
+        outcome = await self._loading.load(self._engine(), name, digest)
+        if isinstance(outcome, Loaded):
+            self._trials.pop(name, None)
+            self._table.loaded(name, self._now(), outcome.proof, outcome.load_ms)
+            log.info("adapter_loaded", adapter=name, load_ms=outcome.load_ms)
+            return
+        failure, lasting = outcome
+        log.error("adapter_failed", adapter=name, code=failure.code, error=failure.message, lasting=lasting)
+        self._table.failed(name, self._now(), failure)
+        if lasting:
+            self._trials.pop(name, None)
+        else:
+            count = self._trials[name].count + 1 if name in self._trials else 1
+            self._trials[name] = _Trials(count, self._now() + self._backoff.delay(count))
+
+    async def _unload(self, name: str) -> None:
+        """Until it is proved gone. While it is not, the slot is not free."""
+        failures = 0
+        while not await self._gone(name, self._grant.drain_deadline_s):
+            failures += 1
+            await asyncio.sleep(self._backoff.delay(failures))
+        self._table.unloaded(name, self._now())
+        log.info("adapter_unloaded", adapter=name)
+
+    async def _purge(self, name: str) -> None:
+        await self._gone(name, 0.0)
+
+    async def _gone(self, name: str, deadline_s: float) -> bool:
+        try:
+            await self._engine().client.unload(name, deadline_s)
+        except EngineError as error:
+            if error.code != "not_found":
+                log.error("unload_failed", adapter=name, error=failure_of(error).message)
+                return False
+        return True
+
+    def _engine(self) -> Engine:
+        if self._attached is None:
+            raise asyncio.CancelledError
+        return self._attached.engine
+
+    def _show(self) -> None:
+        self._publish(self._grant.version, tuple(self._table.rows[name] for name in sorted(self._table.rows)))

@@ -1,0 +1,246 @@
+"""Keeps one engine running: starts or adopts it, waits until it answers, watches it, starts it again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from pillion.agent import processes
+from pillion.agent.backoff import Backoff
+from pillion.agent.board import Board
+from pillion.agent.home import EngineRecord, Home
+from pillion.agent.loading import Engine
+from pillion.agent.logs import NewLines, bound, tail
+from pillion.agent.processes import EngineProcess
+from pillion.agent.proof import Prover
+from pillion.agent.residents import Residents
+from pillion.core.errors import PillionError
+from pillion.core.replica import Failure, ReplicaSpec
+from pillion.engines.client import EngineClient, EngineError, EngineState
+from pillion.engines.driver import EngineDriver, Launch
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """All in seconds. An engine that misses `misses` health probes in a row hangs.
+
+    `steady_s`: an engine that ran as long as this before it died is started again without delay. After
+    `patience` starts in a row that came to nothing the stage is `failed`; it is still tried, at the longest
+    delay.
+    """
+
+    poll_s: float = 0.1
+    probe_s: float = 2.0
+    probe_timeout_s: float = 5.0
+    misses: int = 3
+    start_timeout_s: float = 3600.0
+    stop_grace_s: float = 10.0
+    steady_s: float = 30.0
+    patience: int = 3
+
+
+class Supervisor:
+    """`launch` says how to start the engine on a port."""
+
+    def __init__(
+        self,
+        home: Home,
+        spec: ReplicaSpec,
+        driver: EngineDriver,
+        launch: Callable[[int], Launch],
+        board: Board,
+        residents: Residents,
+        backoff: Backoff,
+        timing: Timing,
+    ) -> None:
+        self._home, self._spec, self._driver, self._launch = home, spec, driver, launch
+        self._board, self._residents, self._backoff, self._timing = board, residents, backoff, timing
+        self._process: EngineProcess | None = None
+        self._client: EngineClient | None = None
+
+    async def run(self) -> None:
+        """Until cancelled. The engine then runs on: `stop` ends it."""
+        failures = 0
+        self._process = processes.adopt(self._home)
+        adopted = self._process is not None
+        while True:
+            started = asyncio.get_running_loop().time()
+            failure = await self._live(adopted)
+            adopted = False
+            ran = asyncio.get_running_loop().time() - started
+            failures = 1 if ran > self._timing.steady_s else failures + 1
+            self._fell(failure, failures)
+            await self._residents.detach()
+            await self._end()
+            await asyncio.sleep(0 if ran > self._timing.steady_s else self._backoff.delay(failures))
+
+    async def stop(self) -> None:
+        """Ends the engine. Call it when `run` has been cancelled."""
+        await self._end()
+        self._home.remove("engine.json")
+
+    async def idle(self) -> bool:
+        """Whether nothing is in flight in the engine; an engine that is not up has nothing in flight."""
+        if self._client is None or not self._board.status.ready:
+            return True
+        try:
+            return (await self._client.state()).base.inflight == 0
+        except EngineError:
+            return True
+
+    async def _live(self, adopted: bool) -> Failure:
+        """One life of an engine, to its end: why it ended."""
+        try:
+            process = self._process if adopted else self._start()
+            if process is None:
+                raise RuntimeError("there is no engine to adopt")
+        except (PillionError, OSError) as error:
+            return Failure(
+                error.code if isinstance(error, PillionError) else "engine_start_failed", str(error)
+            )
+        self._process = process
+        client = EngineClient(f"http://{self._spec.host}:{process.record.port}", self._spec.engine_key)
+        self._client = client
+        try:
+            async with asyncio.timeout(self._timing.start_timeout_s):
+                failure = await self._come_up(process, client)
+            return failure or await self._watch(process, client)
+        except TimeoutError:
+            return Failure("engine_start_timeout", f"not up after {self._timing.start_timeout_s:g} s")
+        finally:
+            self._client = None
+            await client.close()
+
+    def _start(self) -> EngineProcess:
+        before = self._home.read("engine.json", EngineRecord)
+        epoch = before.epoch + 1 if before else 1
+        port = processes.free_port(self._spec.host)
+        launch = self._launch(port)
+        bound(self._home.engine_log)
+        process = processes.start(launch, self._home, port, epoch)
+        log.info("engine_started", pid=process.record.pid, port=port, epoch=epoch)
+        self._board.post(stage="starting", engine_epoch=epoch, detail="the engine's process was started")
+        return process
+
+    async def _come_up(self, process: EngineProcess, client: EngineClient) -> Failure | None:
+        """Waits for health and warms the base up. Only the gate of our own engine takes our key: no other will do."""
+        new = NewLines(self._home.engine_log, from_end=True)
+        while not await client.healthy(self._timing.probe_timeout_s):
+            self._read_stages(new)
+            if not process.alive():
+                return self._exited(process)
+            await asyncio.sleep(self._timing.poll_s)
+        try:
+            state = await client.state()
+            prover = Prover(client, state.base.name)
+            if self._board.status.slots:
+                self._board.post(stage="warming", detail="measuring the base's own noise")
+                await prover.baseline()
+        except EngineError as error:
+            return Failure(error.code, error.message) if process.alive() else self._exited(process)
+        self._residents.attach(Engine(client, prover), state)
+        self._board.post(
+            stage="ready",
+            ready=True,
+            detail="",
+            failure=None,
+            engine_epoch=process.record.epoch,
+            engine_url=client.url,
+            engine=_facts(state, process),
+        )
+        log.info("engine_ready", url=client.url, epoch=process.record.epoch)
+        return None
+
+    async def _watch(self, process: EngineProcess, client: EngineClient) -> Failure:
+        missed = 0
+        probe = asyncio.create_task(self._probe(client))
+        try:
+            while True:
+                await asyncio.wait({probe}, timeout=self._timing.poll_s)
+                if not process.alive():
+                    return self._exited(process)
+                if not probe.done():
+                    continue
+                missed = 0 if probe.result() else missed + 1
+                if missed >= self._timing.misses:
+                    return Failure("engine_hung", f"the engine missed {missed} health probes in a row")
+                bound(self._home.engine_log)
+                probe = asyncio.create_task(self._probe(client))
+        finally:
+            probe.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await probe
+
+    async def _probe(self, client: EngineClient) -> bool:
+        """Waits a little, then asks how it is and what it holds."""
+        await asyncio.sleep(self._timing.probe_s)
+        if not await client.healthy(self._timing.probe_timeout_s):
+            return False
+        before = self._residents.rows()
+        try:
+            async with asyncio.timeout(self._timing.probe_timeout_s):
+                state = await client.state()
+        except (EngineError, TimeoutError) as error:
+            log.error("engine_state_unknown", error=str(error))
+            return False
+        self._residents.observe(before, state)
+        return True
+
+    def _read_stages(self, new: NewLines) -> None:
+        for line in new.read():
+            stage = self._driver.stage(line)
+            if stage is not None:
+                self._board.post(stage=stage, detail=line.strip()[-200:])
+
+    def _fell(self, failure: Failure, failures: int) -> None:
+        hopeless = failures >= self._timing.patience
+        log.error("engine_down", code=failure.code, error=failure.message, failures=failures)
+        self._board.post(
+            stage="failed" if hopeless else "restarting",
+            ready=False,
+            engine_url=None,
+            detail=failure.message,
+            failure=failure,
+            restarts=self._board.status.restarts + 1,
+        )
+
+    def _exited(self, process: EngineProcess) -> Failure:
+        status = process.exit_status
+        how = (
+            "ended"
+            if status is None
+            else f"was killed by signal {-status}"
+            if status < 0
+            else f"exited with {status}"
+        )
+        said = _last_words(tail(self._home.engine_log, 200))
+        return Failure("engine_exited", f"the engine {how}" + (f": {said}" if said else ""))
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            await process.end(self._timing.stop_grace_s)
+
+
+def _facts(state: EngineState, process: EngineProcess) -> dict[str, object]:
+    return {
+        "name": state.engine,
+        "version": state.engine_version,
+        "lora": state.plugin.lora,
+        "reason": state.plugin.reason,
+        "plugin_version": state.plugin.version,
+        "pid": process.record.pid,
+    }
+
+
+def _last_words(lines: list[str]) -> str:
+    """The last error the log speaks of, else its last line."""
+    errors = [line for line in lines if "Error" in line or "error:" in line]
+    last = (errors or [line for line in lines if line.strip()] or [""])[-1]
+    return last.strip()[-300:]
