@@ -19,7 +19,12 @@ import pytest
 
 START_S = 60
 # No disk can fail here: do not wait for it.
-OPTIONS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=16MB")
+OPTIONS: tuple[str, ...] = (
+    "fsync=off",
+    "full_page_writes=off",
+    "synchronous_commit=off",
+    "shared_buffers=16MB",
+)
 OPTIONS += ("listen_addresses=", "autovacuum=off", "max_wal_senders=0", "wal_level=minimal")
 
 
@@ -44,7 +49,7 @@ class Cluster:
         return f"postgresql://postgres@/{name}?host={self.folder}"
 
     def _run(self, program: str, *args: str) -> None:
-        command = [self.bin / program, "-h", self.folder, "-U", "postgres", *args]
+        command: list[str | Path] = [self.bin / program, "-h", self.folder, "-U", "postgres", *args]
         subprocess.run(command, check=True, timeout=START_S, stdin=subprocess.DEVNULL)
 
 
@@ -79,7 +84,7 @@ def _serve(bin: Path, folder: Path) -> Iterator[Cluster]:
     if user is not None:
         shutil.chown(folder, user)
     data = folder / "data"
-    init = [
+    init: list[str | Path] = [
         bin / "initdb",
         "-D",
         data,
@@ -94,7 +99,7 @@ def _serve(bin: Path, folder: Path) -> Iterator[Cluster]:
     ]
     subprocess.run(init, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL, timeout=START_S)
     settings = [part for option in OPTIONS for part in ("-c", option)]
-    serve = [*_dies_with_us(), bin / "postgres", "-D", data, "-k", folder, *settings]
+    serve: list[str | Path] = [*_dies_with_us(), bin / "postgres", "-D", data, "-k", folder, *settings]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(serve, user=user, cwd=folder, stdout=log, stderr=log)
     try:

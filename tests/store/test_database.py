@@ -71,8 +71,6 @@ async def test_a_read_is_one_view(database: Database) -> None:
 
 
 async def test_writers_queue(database: Database) -> None:
-    """Each reads, then writes what it read plus one: no two at once in SQLite, rows locked in PostgreSQL."""
-
     async def add(number: int) -> None:
         async with database.transaction() as tx:
             await tx.accounts.create(f"acc_{number}", name=f"n{number}", now=NOW)

@@ -56,14 +56,11 @@ async def test_stop_and_what_a_late_controller_says(tx: Tx) -> None:
     assert await tx.everyone.unfinished_instances() == []
 
 
-async def test_a_failed_one_is_stopped_at_once(tx: Tx) -> None:
+async def test_a_failed_one_is_stopped_like_any(tx: Tx) -> None:
     made = await tx.instances.create("acc_a", model="m", spec={}, now=NOW)
     failed = await tx.instances.set_state("acc_a", made.id, "failed", NOW, reason="start_failed")
     assert await tx.everyone.unfinished_instances() == [failed]
     stopped = await tx.instances.stop("acc_a", made.id, NOW + 1, reason="user")
     assert stopped is not None
-    assert (stopped.state, stopped.stopped_at, stopped.termination_reason) == (
-        "failed",
-        NOW + 1,
-        "start_failed",
-    )
+    assert (stopped.state, stopped.termination_reason) == ("stopping", "start_failed")
+    assert await tx.everyone.unfinished_instances() == [stopped]

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from alembic.util.exc import CommandError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from pillion.core.errors import InvalidRequestError, UnavailableError
+from pillion.core.errors import ConflictError, InvalidRequestError, UnavailableError
 from pillion.store.migrations import upgrade
 from pillion.store.rows import SnapshotRows
 from pillion.store.transaction import Tx
@@ -37,12 +38,20 @@ class Database:
         return cls(*_postgres(parsed))
 
     async def migrate(self) -> None:
-        """Bring the tables up to date. Processes that do so at once wait for each other; all end well."""
+        """Bring the tables up to date. Processes that do so at once wait for each other; all end well.
+
+        Raises ConflictError where a newer Pillion has been here, UnavailableError as `transaction`.
+        """
         async with _begin(self._write) as connection:
             if connection.dialect.name == "postgresql":
                 # One number for all installations in a database cluster is enough: locks are per database.
                 await connection.execute(sa.text("SELECT pg_advisory_xact_lock(4820183)"))
-            await connection.run_sync(upgrade)
+            try:
+                await connection.run_sync(upgrade)
+            except CommandError as error:
+                raise ConflictError(
+                    f"The database was made by another version of Pillion ({error}); start that one or a newer one."
+                ) from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:

@@ -72,13 +72,12 @@ class Instances:
     async def stop(
         self, account: str | None, id: int, now: float, *, reason: str | None = None
     ) -> Instance | None:
-        """To be stopped, and `stopping` unless it has ended. Again is no error. None: not there."""
-        ended = instances.c.state.in_(("stopped", "failed"))
+        """To be stopped, and `stopping` unless it is `stopped`. Again is no error. None: not there."""
+        stopped = instances.c.state == "stopped"
         values: dict[str, Any] = {
             "wanted": "stopped",
-            "state": sa.case((ended, instances.c.state), else_="stopping"),
+            "state": sa.case((stopped, "stopped"), else_="stopping"),
             "termination_reason": sa.func.coalesce(instances.c.termination_reason, reason),
-            "stopped_at": sa.case((ended, sa.func.coalesce(instances.c.stopped_at, now)), else_=None),
         }
         statement = sa.update(instances).where(owned(instances, account), instances.c.id == id)
         return await self._session.one(statement.values(**values).returning(*instances.c), Instance)
