@@ -13,7 +13,7 @@ from pillion.sdk.errors import PillionProtocolError
 
 
 class Record(msgspec.Struct, kw_only=True):
-    """`raw` is the object as the server sent it; for records inside another one it is empty."""
+    """`raw` is the object as the server sent it, for records inside another one as well."""
 
     raw: dict[str, Any] = {}
 
@@ -238,7 +238,7 @@ def read(kind: type[T], body: Any) -> T:
             f"The server's answer is not the {kind.__name__.lower()} this client knows: {error}. "
             "Client and server may be of different versions."
         ) from error
-    record.raw = body
+    _keep(record, body)
     return record
 
 
@@ -247,3 +247,15 @@ def read_list(kind: type[T], body: Any) -> list[T]:
     if not isinstance(body, dict) or not isinstance(body.get("data"), list):
         raise PillionProtocolError(f"The server answered no list of {kind.__name__.lower()}s.")
     return [read(kind, element) for element in body["data"]]
+
+
+def _keep(record: Record, body: Any) -> None:
+    record.raw = body
+    for name in record.__struct_fields__:
+        value, told = getattr(record, name), body.get(name)
+        if isinstance(value, Record):
+            _keep(value, told)
+        elif isinstance(value, list) and isinstance(told, list):
+            for element, sent in zip(value, told, strict=True):
+                if isinstance(element, Record):
+                    _keep(element, sent)
