@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pillion.sdk.errors import PillionAPIError, PillionError
+from pillion.sdk.errors import AuthenticationError, PillionAPIError, PillionError
 
 
 def explain(error: PillionError) -> None:
@@ -15,6 +15,8 @@ def explain(error: PillionError) -> None:
     for reason in error.reasons:
         if reason != error.message:
             typer.echo(f"  - {plain(reason)}", err=True)
+    if isinstance(error, AuthenticationError):
+        typer.echo("  a key is given by --api-key or PILLION_API_KEY", err=True)
     if isinstance(error, PillionAPIError):
         if error.retry_after is not None:
             typer.echo(f"  try again in {error.retry_after:g} s", err=True)
