@@ -14,7 +14,7 @@ class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     provisioner: Provision = "local"
-    gpus: dict[str, int] = {"cpu": 1}
+    gpus: dict[str, int] = {}
 
 
 class CatalogueModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

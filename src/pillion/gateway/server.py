@@ -38,7 +38,6 @@ LAST_WORDS_S = 3
 
 def run(config: GatewayConfig) -> None:
     """Serves until SIGTERM or SIGINT, then drains. Raises `OSError` where it cannot listen."""
-    _raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_until_signal(config))
 
@@ -47,13 +46,16 @@ async def serve(
     config: GatewayConfig,
     stop: asyncio.Event,
     started: Callable[[str, int], None] = lambda host, port: None,
+    listener: socket.socket | None = None,
 ) -> None:
     """Serves until `stop`, then takes no more connections, finishes what is in flight, and returns.
 
     After `limits.drain_s` streams are ended with an error event. `started` is told the address once it listens.
-    Raises `OSError` where it cannot listen or write to `state_dir`.
+    `listener`: a socket that listens already, instead of the configured address. Raises `OSError` where it cannot listen or write to `state_dir`.
     """
-    listener = _listen(config.host, config.port)
+    _raise_file_limit()
+    listener = listener or _listen(config.host, config.port)
+    listener.setblocking(False)
     with contextlib.closing(listener):
         host, port = listener.getsockname()[:2]
         async with _gateway(config) as (app, relay):
@@ -145,9 +147,7 @@ def _uvicorn_config(app: Gateway, config: GatewayConfig) -> uvicorn.Config:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=2048)
-    listener.setblocking(False)
-    return listener
+    return socket.create_server((host, port), family=family, backlog=2048)
 
 
 def _request_id() -> str:

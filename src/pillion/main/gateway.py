@@ -26,6 +26,6 @@ async def gateway(
             snapshot_max_age_s=config.server.snapshot_max_age_s,
         ),
         stop.event,
-        public,
+        listener=public,
     )
     return 0
