@@ -349,7 +349,10 @@ class FakeApi:
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         lines = ["starting\n", "ready\n", *(["more\n"] if request.query.get("follow") else [])]
-        return await self._stream(request, "text/plain; charset=utf-8", lines)
+        response = await self._stream(request, "text/plain; charset=utf-8", lines)
+        if request.match_info["id"] == "7":
+            await asyncio.Event().wait()
+        return response
 
     async def _get_job(self, request: web.Request) -> web.StreamResponse:
         if request.query.get("follow"):
