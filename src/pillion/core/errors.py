@@ -5,6 +5,7 @@ An error says what is wrong, with what, and what to do. Its `code` is the contra
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any, ClassVar
 
 
@@ -45,7 +46,7 @@ class PillionError(Exception):
         return {"error": error}
 
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"retry-after": str(max(1, round(self.retry_after)))}
+        return {} if self.retry_after is None else {"retry-after": str(max(1, ceil(self.retry_after)))}
 
 
 class InvalidRequestError(PillionError):

@@ -48,7 +48,7 @@ def parse(text: str) -> Key | None:
     if len(text) != LENGTH or not text.startswith(PREFIX) or not text.isascii():
         return None
     body = text[len(PREFIX) : -CHECKSUM_LENGTH]
-    if not hmac.compare_digest(_checksum(body), text[-CHECKSUM_LENGTH:]):
+    if not body.isalnum() or not hmac.compare_digest(_checksum(body), text[-CHECKSUM_LENGTH:]):
         return None
     return Key(text, body[:LOOKUP_LENGTH])
 

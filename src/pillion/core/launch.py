@@ -84,10 +84,10 @@ def place(
     to a region. Raises `InvalidRequestError`.
     """
     known = {region.name: region for region in regions}
-    for name in wanted or ():
+    for name in [*(wanted or ()), *([home] if home else ())]:
         if name not in known:
             raise InvalidRequestError(
-                f"region {name!r} does not exist; there are: {', '.join(known)}.", param="regions"
+                f"region {name[:80]!r} does not exist; there are: {', '.join(known)}.", param="regions"
             )
         if home is not None and name != home:
             raise InvalidRequestError(
@@ -95,12 +95,16 @@ def place(
             )
     if replicas is not None and replicas < 1:
         raise InvalidRequestError("replicas must be at least 1.", param="replicas")
-    names = list(dict.fromkeys(wanted or ())) or ([home] if home else list(known))
-    if replicas is None:
-        shared_filesystem = model.source.startswith("path:")
-        replicas = (
-            1 if shared_filesystem and not wanted else max(min(DEFAULT_SPREAD, len(names)), len(wanted or ()))
+    asked = list(dict.fromkeys(wanted or ()))
+    if replicas is not None and replicas < len(asked):
+        raise InvalidRequestError(
+            f"{replicas} replicas cannot be in {len(asked)} regions; ask for at least one each.",
+            param="replicas",
         )
+    names = asked or ([home] if home else list(known))
+    if replicas is None:
+        one = model.source.startswith("path:") and not asked
+        replicas = 1 if one else len(asked) or min(DEFAULT_SPREAD, len(names))
     names = names[:replicas]
     share, rest = divmod(replicas, len(names))
     return {name: share + (index < rest) for index, name in enumerate(names)}
