@@ -115,13 +115,17 @@ def _loadable(row: Residency | None, asked: bool) -> bool:
 def _fit(
     missing: Sequence[GrantEntry], occupied: Sequence[str], slots: int
 ) -> tuple[list[GrantEntry], list[GrantEntry]]:
-    """Those of `missing` that have a slot now, and those that must wait."""
+    """Those of `missing` that have a slot now, and those that must wait.
+
+    While a held entry waits no evictable one is loaded: it would be pushed out for it, again and again.
+    """
     loads: list[GrantEntry] = []
     waiting: list[GrantEntry] = []
     adapters = {name.partition("@")[0] for name in occupied}
     for entry in missing:
         room = slots if entry.adapter_id in adapters else slots - 1
-        if len(occupied) + len(loads) < room:
+        held_waits = bool(waiting) and not evictable(waiting[0])
+        if len(occupied) + len(loads) < room and not (held_waits and evictable(entry)):
             loads.append(entry)
             adapters.add(entry.adapter_id)
         else:
