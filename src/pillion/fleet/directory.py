@@ -68,15 +68,14 @@ class ReplicaDirectory:
 
     def replica(self) -> Replica:
         """What there is to see of it now."""
-        alive = self.alive()
-        record = self.record()
+        alive, record = self.alive(), self.record()
         group = self.spec.group
         return Replica(
             id=self.spec.id,
             instance=group.instance,
             region=group.region,
             alive=alive,
-            agent_url=record.url if record and alive else None,
+            agent_url=record.url if record and self._locked() else None,  # not what a dead one left
             agent_token=self.spec.agent_token,
             infer_key=self.spec.infer_key,
             started_at=record.started_at if record else self.created,
