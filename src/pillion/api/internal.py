@@ -25,7 +25,7 @@ def build(control: Control, token: str) -> Starlette:
             return Response(status_code=401)
         try:
             after = int(request.query_params.get("after", "0"))
-            wait = min(float(request.query_params.get("wait", "0")), MAX_WAIT_S)
+            wait = min(MAX_WAIT_S, float(request.query_params.get("wait", "0")))
         except ValueError:
             return Response(status_code=400)
         control.gateways.heard(request.query_params.get("gateway", "?")[:80], after)

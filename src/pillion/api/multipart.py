@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from pillion.core.errors import InvalidRequestError, RequestTooLargeError
@@ -86,10 +87,13 @@ async def read_form(
     `RequestTooLargeError` for a text field over 1 MiB.
     """
     kind, options = parse_options_header(content_type.encode())
-    if kind != b"multipart/form-data" or b"boundary" not in options:
+    if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise InvalidRequestError("send multipart/form-data with the parts named in the documentation.")
     events = _Events()
-    parser = MultipartParser(options[b"boundary"], events.callbacks())
+    try:
+        parser = MultipartParser(options[b"boundary"], events.callbacks())
+    except FormParserError as error:
+        raise InvalidRequestError(f"the multipart boundary cannot be used: {error}") from error
     fields: dict[str, bytearray] = {}
     seen: set[str] = set()
     async for chunk in body:

@@ -104,18 +104,15 @@ def attachment_facts(
     """
     name = name_of(adapter)
     statuses = [facts.get(r.id) for r in replicas]
-    running = sum(1 for status in statuses if status and status.ready)
+    heard = [status for status in statuses if status is not None]
     rows = [
-        row
-        for status in statuses
-        if status
-        for row in status.adapters
-        if row.engine_name.startswith(adapter.adapter.id + "@")
+        (s, row) for s in heard for row in s.adapters if row.engine_name.startswith(adapter.adapter.id + "@")
     ]
-    live = [row for row in rows if row.engine_name == name]
-    ready = sum(1 for row in live if row.state == "loaded")
-    failure = next((row.failure for row in live if row.state == "failed" and row.failure), None)
-    gone = all(status is not None for status in statuses) and not any(row.state in HOLDING for row in rows)
+    live = [(s, row) for s, row in rows if row.engine_name == name]
+    running = sum(status.ready for status in heard)
+    ready = sum(status.ready and row.state == "loaded" for status, row in live)
+    failure = next((row.failure for _, row in live if row.state == "failed" and row.failure), None)
+    gone = len(heard) == len(statuses) and not any(row.state in HOLDING for _, row in rows)
     wanted = running or expected
     if attachment.state == "detaching":
         return AttachmentFacts("detaching", ready, wanted, None, gone)

@@ -24,7 +24,8 @@ def routes_of(
     models += [wire.Model(m.name, m.account_id, m.kind, m.lora) for m in rows.models]
     held: dict[int, list[Attachment]] = {}
     for attachment in rows.attachments:
-        held.setdefault(attachment.adapter_row_id, []).append(attachment)
+        if attachment.state != "failed" or attachment.ready:  # what failed everywhere is not "being loaded"
+            held.setdefault(attachment.adapter_row_id, []).append(attachment)
     by_instance: dict[int, list[Replica]] = {}
     for replica in replicas:
         by_instance.setdefault(replica.instance, []).append(replica)

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from pillion.control.changes import Changes
 from pillion.core import snapshot as wire
 
 ACKNOWLEDGE_S = 2.0
-GATEWAY_FORGOTTEN_S = 30.0
+GATEWAY_FORGOTTEN_S = 45.0  # longer than a long poll, in which nothing is heard, may take
 
 
 @dataclass
@@ -94,6 +96,7 @@ class Publisher:
     async def after(self, version: int, wait: float) -> bytes | None:
         """The snapshot, encoded, once it is newer than `version`; None where it is not within `wait` seconds."""
         deadline = asyncio.get_running_loop().time() + wait
+        self._overtake(version)
         while self.version <= version:
             seen = self._published.count
             left = deadline - asyncio.get_running_loop().time()
@@ -101,3 +104,10 @@ class Publisher:
                 return None
             await self._published.wait(seen, left)
         return self._encoded
+
+    def _overtake(self, version: int) -> None:
+        """A gateway may have a version of a control whose clock was ahead of ours: what is newest must count as newer."""
+        if self._latest is not None and version > self._latest.version:
+            self._latest = msgspec.structs.replace(self._latest, version=version + 1)
+            self._encoded = wire.encode(self._latest)
+            self._published.notify()

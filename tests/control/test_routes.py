@@ -1,0 +1,99 @@
+"""From rows and facts to the content of a routing snapshot."""
+
+from typing import Any
+
+import pytest
+
+from pillion.control.routes import routes_of
+from pillion.core.catalogue import Catalogue, CatalogueModel, Region
+from pillion.core.names import engine_name
+from pillion.store.rows import ApiKey, RegisteredModel, SnapshotRows
+from tests.control.things import DIGEST, NOW, adapter, attachment, instance, replica, resident, spec, status
+
+CATALOGUE = Catalogue((Region("a"),), (CatalogueModel("qwen", "hf:q/q"),))
+
+
+def routed(replicas=(), statuses=(), **rows: Any):
+    empty: dict[str, Any] = {"keys": [], "models": [], "adapters": [], "attachments": [], "instances": []}
+    return routes_of(SnapshotRows(**(empty | rows)), replicas, {s.replica: s for s in statuses}, CATALOGUE)
+
+
+def test_keys_are_found_by_their_lookup_id() -> None:
+    row = ApiKey("key_1", "acc_a", "look", "digest", "name", ["inference", "manage"], NOW, None)
+    keys, _, _, _ = routed(keys=[row])
+    assert keys["look"].account == "acc_a"
+    assert keys["look"].scopes == ("inference", "manage")
+
+
+def test_models_are_the_catalogues_and_each_accounts_own() -> None:
+    own = RegisteredModel(1, "acc_a", "mine", "hf:m/m", None, "chat", True, None, None, NOW)
+    _, models, _, _ = routed(models=[own])
+    assert {(m.name, m.account) for m in models} == {("qwen", None), ("mine", "acc_a")}
+
+
+def test_an_adapter_with_all_that_a_request_may_call_it() -> None:
+    row = adapter()
+    row = type(row)(row.adapter, ("new", "old"), row.live)
+    _, _, (found,), _ = routed(
+        adapters=[row], attachments=[attachment(1, instance=7), attachment(2, instance=3)]
+    )
+    assert found.engine_name == engine_name("adp_1", DIGEST)
+    assert (found.labels, found.version, found.instances) == (("new", "old"), 1, (3, 7))
+
+
+def test_an_adapter_without_bytes_has_no_engine_name() -> None:
+    _, _, (found,), _ = routed(adapters=[adapter(live=False)])
+    assert (found.engine_name, found.version, found.instances) == (None, None, ())
+
+
+@pytest.mark.parametrize(
+    ("ends", "end"), [([None], None), ([5.0], 5.0), ([5.0, 9.0], 9.0), ([5.0, None], None), ([], None)]
+)
+def test_an_adapter_ends_when_its_last_attachment_does(ends, end) -> None:
+    rows = [attachment(n, instance=n, expires_at=at) for n, at in enumerate(ends, 1)]
+    _, _, (found,), _ = routed(adapters=[adapter()], attachments=rows)
+    assert found.expires_at == end
+
+
+def test_what_failed_everywhere_is_nowhere_and_what_failed_in_part_is_there() -> None:
+    rows = [attachment(1, instance=1, state="failed"), attachment(2, instance=2, state="failed", ready=1)]
+    _, _, (found,), _ = routed(adapters=[adapter()], attachments=rows)
+    assert found.instances == (2,)
+
+
+def test_a_replica_is_known_from_the_moment_its_agent_was_heard() -> None:
+    _, _, _, (silent,) = routed([replica()], instances=[instance()])
+    assert silent.replicas == ()
+    _, _, _, (heard,) = routed([replica()], [status(ready=False)], instances=[instance()])
+    assert [(r.id, r.ready) for r in heard.replicas] == [("r1", False)]
+
+
+@pytest.mark.parametrize("state", ["registered", "loading", "evicting", "failed"])
+def test_resident_is_only_what_was_confirmed(state: str) -> None:
+    statuses = [status("r1", resident(adapter(1)), resident(adapter(2), state))]
+    _, _, _, (found,) = routed([replica()], statuses, instances=[instance()])
+    assert found.replicas[0].resident == {engine_name("adp_1", DIGEST)}
+
+
+def test_an_engine_without_a_url_is_not_ready() -> None:
+    _, _, _, (found,) = routed([replica()], [status(engine_url=None)], instances=[instance()])
+    assert not found.replicas[0].ready
+
+
+def test_the_key_of_a_replica_is_the_one_that_can_only_infer() -> None:
+    _, _, _, (found,) = routed([replica()], [status()], instances=[instance()])
+    assert (found.replicas[0].infer_key, found.replicas[0].url) == ("infer", "http://127.0.0.1:2")
+
+
+def test_replicas_go_to_their_own_instance_in_a_fixed_order() -> None:
+    there = [replica("r3", instance=2), replica("r2"), replica("r1")]
+    statuses = [status(r.id) for r in there]
+    _, _, _, (one, two) = routed(there, statuses, instances=[instance(1), instance(2, account_id=None)])
+    assert [r.id for r in one.replicas] == ["r1", "r2"]
+    assert ([r.id for r in two.replicas], two.account) == (["r3"], None)
+
+
+def test_what_the_instance_speaks_is_told() -> None:
+    row = instance(spec=spec(openai_compatible=False, custom_api_path="/predict"))
+    _, _, _, (found,) = routed(instances=[row])
+    assert (found.openai_compatible, found.custom_api_path) == (False, "/predict")
