@@ -44,7 +44,7 @@ async def make_answer(upstream: UpstreamAnswer, chunks: Chunks, origin: Origin, 
         raise NotResident
     if upstream.status in (401, 403):
         raise ConnectRefused("the engine does not take the gateway's key")
-    if upstream.status >= 400:
+    if upstream.status >= 300:
         return await _refusal(upstream, chunks, origin)
     kind = _first(upstream.fields, "content-type").partition(";")[0].strip().lower()
     if _first(upstream.fields, "content-encoding") not in ("", "identity"):

@@ -58,7 +58,7 @@ class Scrub:
             return UnavailableError(
                 "The engine takes no more requests now. Try again shortly.", retry_after=2.0
             )
-        if status >= 500:
+        if status >= 500 or status < 400:
             return EngineError(
                 "The engine failed at this request. Try again; if it stays so, tell the operator."
             )

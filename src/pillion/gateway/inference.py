@@ -94,7 +94,8 @@ class Inference:
         tries = Tries(self.budget)
         while True:
             route = self.knowledge.routes().resolve(ask.account, ask.model, ask.adapter_ref, self.clock())
-            candidate = self.balance.choose(route, tries.excluded)
+            candidate = self.balance.choose(route, tries.excluded | tries.avoided)
+            candidate = candidate or self.balance.choose(route, tries.excluded)
             if candidate is None:
                 raise tries.verdict(route)
             if tries.reason is not None:

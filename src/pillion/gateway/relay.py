@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -25,10 +27,12 @@ _KEEP_ALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), (
 class AiohttpRelay:
     """Connections without a cap, TCP_NODELAY (aiohttp's default), bodies never decoded, no limit on an answer's time.
 
-    Make it inside a running loop. `aclose` breaks what is under way.
+    Make it inside a running loop. `aclose` breaks what is under way, as if upstream had.
     """
 
     def __init__(self, connect_timeout_s: float) -> None:
+        self._users: set[asyncio.Task[Any]] = set()
+        self._cut: set[asyncio.Task[Any]] = set()
         tracing = aiohttp.TraceConfig()
         tracing.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
@@ -43,6 +47,10 @@ class AiohttpRelay:
         )
 
     async def aclose(self) -> None:
+        # aiohttp wakes nobody who waits on a connection that it closes itself.
+        self._cut |= self._users
+        for task in self._users:
+            task.cancel()
         await self._session.close()
 
     @asynccontextmanager
@@ -57,9 +65,19 @@ class AiohttpRelay:
     ) -> AsyncIterator[_Answer]:
         if self._session.closed:
             raise ConnectRefused("the gateway is closing")
+        with self._using():
+            response = await self._request(method, url, fields, body, expect)
+            try:
+                yield _Answer(response, self._was_cut)
+            finally:
+                response.close()
+
+    async def _request(
+        self, method: str, url: str, fields: Fields, body: bytes | AsyncIterator[bytes] | None, expect: bool
+    ) -> aiohttp.ClientResponse:
         context = SimpleNamespace(reused=False)
         try:
-            response = await self._session.request(
+            return await self._session.request(
                 method,
                 URL(url, encoded=True),
                 headers=[(name, _as_utf8(value)) for name, value in fields],
@@ -72,15 +90,37 @@ class AiohttpRelay:
             raise ConnectRefused(str(error)) from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise ConnectionLost(repr(error), reused=context.reused) from error
+        except asyncio.CancelledError:
+            if self._was_cut():
+                raise ConnectRefused("the gateway is closing") from None
+            raise
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a relay is used from a task")
+        self._users.add(task)
         try:
-            yield _Answer(response)
+            yield
         finally:
-            response.close()
+            self._users.discard(task)
+            self._cut.discard(task)
+
+    def _was_cut(self) -> bool:
+        """Whether the cancellation that just arrived is `aclose`'s; then it is taken back."""
+        task = asyncio.current_task()
+        if task is None or task not in self._cut:
+            return False
+        self._cut.discard(task)
+        task.uncancel()
+        return True
 
 
 class _Answer:
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, was_cut: Callable[[], bool]) -> None:
         self._response = response
+        self._was_cut = was_cut
         self.status = response.status
         raw = response.raw_headers
         self.fields: Fields = [(n.decode("latin-1").lower(), v.decode("latin-1")) for n, v in raw]
@@ -91,6 +131,10 @@ class _Answer:
                 yield chunk
         except (aiohttp.ClientError, ConnectionError) as error:
             raise ConnectionLost(repr(error)) from error
+        except asyncio.CancelledError:
+            if self._was_cut():
+                raise ConnectionLost("the gateway is closing") from None
+            raise
 
 
 async def _note_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:

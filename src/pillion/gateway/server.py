@@ -51,7 +51,8 @@ async def serve(
     """Serves until `stop`, then takes no more connections, finishes what is in flight, and returns.
 
     After `limits.drain_s` streams are ended with an error event. `started` is told the address once it listens.
-    `listener`: a socket that listens already, instead of the configured address. Raises `OSError` where it cannot listen or write to `state_dir`.
+    `listener`: a socket that listens already, instead of the configured address. Raises `OSError` where it cannot
+    listen or write to `state_dir`.
     """
     _raise_file_limit()
     listener = listener or _listen(config.host, config.port)

@@ -27,6 +27,7 @@ class Tries:
         self._lost = 0
         self._absent = False
         self.excluded: set[str] = set()
+        self.avoided: set[str] = set()
         self.reason: str | None = None
 
     def refused(self, replica: str) -> None:
@@ -41,14 +42,15 @@ class Tries:
     def lost(self, replica: str, *, reused: bool) -> None:
         """The connection ended before the answer's first byte. Raises `Overdrawn`.
 
-        An idle connection that was closed under us says nothing of the replica: it may be asked again, free of
-        charge. It counts as held all the same, for it may have been the request that killed it.
+        An idle connection that was closed under us says little of the replica: another try is free of charge, on the
+        same one if there is no other. It counts as held all the same, for it may have been the request that killed it.
         """
         self._lost += 1
         self.reason = "lost"
         if self._lost >= MAX_LOST:
             raise Overdrawn("Two replicas were lost while they had this request. It is not tried again.")
         if reused:
+            self.avoided.add(replica)
             return
         self.excluded.add(replica)
         if not self._budget.spend():

@@ -1,0 +1,185 @@
+"""Snapshots: applied whole, kept on disk, acknowledged, and given up when they are too old."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from pillion.core import snapshot as wire
+from pillion.core.errors import UnavailableError
+from pillion.core.routing import Routes
+from pillion.gateway.feed import FeedError, SnapshotFeed
+from pillion.gateway.kept import KeptSnapshot, gateway_id
+from pillion.gateway.knowledge import Knowledge
+from tests.gateway.conftest import Town
+from tests.gateway.site import Control, fleet, free_url, listening, site
+from tests.gateway.world import BASE, make_adapter, make_instance, make_key, make_replica, make_snapshot
+
+
+async def test_revoked_key_is_refused_once_acknowledged(town: Town) -> None:
+    assert (await town.site.chat(town.key, BASE))[0] == 200
+    await town.publish(town.adapter, town.instance(town.a))
+    assert (await town.site.chat(town.key, BASE))[0] == 401
+
+
+async def test_goes_on_while_control_is_away_and_starts_from_disk(tmp_path: Path) -> None:
+    key, entry = make_key()
+    async with fleet(1) as (engine,):
+        control = Control()
+        snapshot = make_snapshot(entry, make_instance(1, make_replica("a", url=engine.url)))
+        async with listening(control.handle) as control.url, site(tmp_path, control) as running:
+            await control.publish(snapshot)
+        # Control is gone for good; a new gateway on the same directory has only its disk.
+        async with site(tmp_path, control) as running:
+            assert (await running.chat(key, BASE))[0] == 200
+            async with running.client.get(running.url + "/readyz") as answer:
+                assert answer.status == 200
+            async with running.client.get(running.url + "/v1/adapters") as answer:
+                assert answer.status == 503
+                assert (await answer.json())["error"]["code"] == "control_unavailable"
+                assert answer.headers["retry-after"]
+
+
+async def test_kept_snapshot_too_old_routes_nothing(tmp_path: Path) -> None:
+    key, entry = make_key()
+    gateway_id(tmp_path / "gateway", lambda: "gw_1")
+    kept = KeptSnapshot(tmp_path / "gateway")
+    snapshot = make_snapshot(entry, make_instance(1, make_replica("a")))
+    kept.write(wire.encode(snapshot), confirmed_at=1_000_000.0)
+    async with site(tmp_path / "gateway", Control(url=free_url()), snapshot_max_age_s=60) as running:
+        status, headers, body = await running.chat(key, BASE)
+        assert (status, body["error"]["code"]) == (503, "control_unavailable")
+        assert headers["retry-after"]
+        async with running.client.get(running.url + "/readyz") as answer:
+            assert answer.status == 503
+        async with running.client.get(running.url + "/healthz") as answer:
+            assert answer.status == 200
+
+
+async def test_before_the_first_snapshot_it_is_not_ready(tmp_path: Path, control: Control) -> None:
+    async with site(tmp_path / "gateway", control) as running:
+        async with running.client.get(running.url + "/readyz") as answer:
+            assert answer.status == 503
+        status, _, body = await running.chat("pil_x", BASE)
+        assert (status, body["error"]["code"]) == (503, "control_unavailable")
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"\x00", b"{}", wire.encode(make_snapshot())[:-3]])
+async def test_rubbish_on_disk_is_left_aside(tmp_path: Path, control: Control, rubbish: bytes) -> None:
+    gateway_id(tmp_path, lambda: "gw_1")
+    (tmp_path / "snapshot.msgpack").write_bytes(rubbish)
+    key, entry = make_key()
+    async with fleet(1) as (engine,), site(tmp_path, control) as running:
+        await control.publish(make_snapshot(entry, make_instance(1, make_replica("a", url=engine.url))))
+        assert (await running.chat(key, BASE))[0] == 200
+
+
+class Script:
+    """A source that gives what it was told, in turn."""
+
+    def __init__(self, *answers: bytes | None) -> None:
+        self.answers = list(answers)
+        self.asked: list[int] = []
+
+    async def poll(self, after: int) -> bytes | None:
+        self.asked.append(after)
+        return self.answers.pop(0)
+
+
+def feed_of(directory: Path, source: Script, now: list[float]) -> tuple[SnapshotFeed, Knowledge]:
+    knowledge = Knowledge(lambda: now[0], max_age_s=100)
+    return SnapshotFeed(source, KeptSnapshot(directory), knowledge, lambda: now[0], lambda: 0.5), knowledge
+
+
+async def test_steps(tmp_path: Path) -> None:
+    now = [1_000.0]
+    versions = [wire.encode(make_snapshot(version=number)) for number in (7, 6, 8)]
+    source = Script(versions[0], None, versions[1], b"rubbish", versions[2])
+    feed, knowledge = feed_of(tmp_path, source, now)
+    with pytest.raises(UnavailableError):
+        knowledge.routes()
+    await feed.step()
+    assert (knowledge.version, knowledge.age) == (7, 0)
+    now[0] = 1_090.0
+    assert knowledge.age == 90
+    await feed.step()
+    assert (knowledge.version, knowledge.age) == (7, 0)
+    for _ in range(2):
+        with pytest.raises(FeedError):
+            await feed.step()
+    assert knowledge.version == 7
+    now[0] = 1_191.0
+    with pytest.raises(UnavailableError, match="too long"):
+        knowledge.routes()
+    await feed.step()
+    assert knowledge.routes().version == 8
+    assert source.asked == [0, 7, 7, 7, 7]
+
+
+async def test_what_is_kept_is_private_and_knows_its_age(tmp_path: Path) -> None:
+    now = [1_000.0]
+    feed, _ = feed_of(tmp_path, Script(wire.encode(make_snapshot(version=7)), None), now)
+    await feed.step()
+    now[0] = 1_050.0
+    await feed.step()
+    path = tmp_path / "snapshot.msgpack"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    now[0] = 1_060.0
+    again, knowledge = feed_of(tmp_path, Script(), now)
+    await again.start()
+    assert (knowledge.version, knowledge.age) == (7, 10)
+
+
+async def test_a_clock_set_back_makes_nothing_younger(tmp_path: Path) -> None:
+    KeptSnapshot(tmp_path).write(wire.encode(make_snapshot()), confirmed_at=5_000.0)
+    feed, knowledge = feed_of(tmp_path, Script(), [1_000.0])
+    await feed.start()
+    assert knowledge.age == 0
+
+
+async def test_a_disk_that_fails_stops_nothing(tmp_path: Path) -> None:
+    feed, knowledge = feed_of(tmp_path / "missing", Script(wire.encode(make_snapshot(version=3))), [0.0])
+    await feed.step()
+    assert knowledge.version == 3
+
+
+def test_gateway_id_stays(tmp_path: Path) -> None:
+    state = tmp_path / "a" / "b"
+    assert gateway_id(state, lambda: "gw_1") == "gw_1"
+    assert gateway_id(state, lambda: "gw_2") == "gw_1"
+    assert stat.S_IMODE(os.stat(state).st_mode) == 0o700
+
+
+async def test_requests_see_one_snapshot_or_the_other(town: Town) -> None:
+    """Adapter and engine move together between two snapshots; no request sees half of each."""
+    other = make_adapter(2, labels=("ft1",))
+    before = make_instance(1, make_replica("a", town.adapter, url=town.a.url))
+    after = make_instance(2, make_replica("b", town.adapter, other, url=town.b.url))
+    worlds = [(town.entry, town.adapter, before), (town.entry, make_adapter(1, instances=(2,)), other, after)]
+
+    async def ask() -> str:
+        status, headers, _ = await town.site.chat(town.key, "ft1:1")
+        assert status == 200
+        return f"{headers['x-pillion-instance']}{headers['x-pillion-replica']}"
+
+    seen: set[str] = set()
+    for turn in range(6):
+        asking = [asyncio.ensure_future(ask()) for _ in range(10)]
+        await town.publish(*worlds[turn % 2])
+        seen.update(await asyncio.gather(*asking))
+    assert seen <= {"1a", "1b", "2b"}
+    assert {"1a", "2b"} <= seen
+
+
+def test_index_of_many_adapters_is_quick_to_ask() -> None:
+    """A look-up does not grow with the snapshot: it touches what it names."""
+    adapters = [make_adapter(row, f"acc_{row % 1000}") for row in range(1, 20_001)]
+    replica = make_replica("a", *adapters)
+    routes = Routes(make_snapshot(*adapters, *(make_instance(1, replica, account=None),)))
+    assert len(routes.list_models("acc_7", 0.0)) == 2 + 2 * 20
+    assert routes.resolve("acc_7", "ft7:7", None, 0.0).adapter is adapters[6]
