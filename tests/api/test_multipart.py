@@ -1,14 +1,16 @@
 """Uploads are read the same however the network cuts them, in bounded memory, and what is malformed is refused."""
 
+import itertools
 import tracemalloc
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pillion.api.multipart import MAX_FIELD, MAX_PARTS, read_form
-from pillion.core.errors import InvalidRequestError, PillionError, RequestTooLargeError
+from pillion.core.errors import InvalidRequestError, RequestTooLargeError
 
 BOUNDARY = "x-bound"
 TYPE = f"multipart/form-data; boundary={BOUNDARY}"
@@ -31,7 +33,7 @@ async def stream(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
 
 def cut(data: bytes, at: Iterable[int]) -> list[bytes]:
     edges = [0, *sorted({min(edge, len(data)) for edge in at}), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
 async def read(chunks: Iterable[bytes], content_type: str = TYPE) -> tuple[dict[str, str], dict[str, bytes]]:
@@ -88,10 +90,8 @@ async def test_any_bytes_arrive_whole(data: bytes, at: list[int]) -> None:
     st.text(max_size=30) | st.just(TYPE),
 )
 async def test_no_bytes_and_no_content_type_raise_anything_else(data: bytes, content_type: str) -> None:
-    try:
+    with suppress(InvalidRequestError, RequestTooLargeError):
         await read([data], content_type)
-    except PillionError as error:
-        assert error.status in (400, 413)
 
 
 @pytest.mark.parametrize(

@@ -86,14 +86,8 @@ async def read_form(
     Raises `InvalidRequestError` for what is not multipart/form-data, ends early or has a part twice, and
     `RequestTooLargeError` for a text field over 1 MiB.
     """
-    kind, options = parse_options_header(content_type.encode())
-    if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise InvalidRequestError("send multipart/form-data with the parts named in the documentation.")
     events = _Events()
-    try:
-        parser = MultipartParser(options[b"boundary"], events.callbacks())
-    except FormParserError as error:
-        raise InvalidRequestError(f"the multipart boundary cannot be used: {error}") from error
+    parser = _parser(content_type, events)
     fields: dict[str, bytearray] = {}
     seen: set[str] = set()
     async for chunk in body:
@@ -114,6 +108,16 @@ async def read_form(
     if not events.ended:
         raise InvalidRequestError("the multipart body ends early; nothing was stored.")
     return {name: _text(name, value) for name, value in fields.items()}
+
+
+def _parser(content_type: str, events: _Events) -> MultipartParser:
+    kind, options = parse_options_header(content_type.encode())
+    if kind != b"multipart/form-data" or not options.get(b"boundary"):
+        raise InvalidRequestError("send multipart/form-data with the parts named in the documentation.")
+    try:
+        return MultipartParser(options[b"boundary"], events.callbacks())
+    except FormParserError as error:
+        raise InvalidRequestError(f"the multipart boundary cannot be used: {error}") from error
 
 
 def _open(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from pillion.core.catalogue import Catalogue, CatalogueModel, GpuType, Pool, Provider, Region
 from pillion.core.errors import InvalidRequestError
-from pillion.core.names import check_model_name
+from pillion.core.launch import MAX_ADAPTERS
+from pillion.core.names import is_name
 
 ENVIRONMENT_PREFIX = "PILLION_"
+ENGINES = ("vllm", "sim")
+_RATE = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 
 
 class ConfigError(InvalidRequestError):
@@ -29,23 +33,28 @@ class Artifacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str = ""
 
 
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`public_url` is what clients call, where it is not host and port. `data_dir` holds everything that is kept."""
 
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: Port = 8080
     data_dir: str = "~/.pillion"
     public_url: str = ""
     internal_url: str = ""
-    snapshot_max_age_s: float = 86400.0
+    snapshot_max_age_s: Seconds = 86400.0
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`max_rank` is the most an adapter may have. `drain_s`: how long a detach waits for requests in flight."""
 
-    max_rank: int = 64
-    max_adapter_bytes: int = 500_000_000
-    drain_s: float = 30.0
+    max_rank: Positive = 64
+    max_adapter_bytes: Positive = 500_000_000
+    drain_s: Seconds = 30.0
     models_root: str = ""
 
 
@@ -87,7 +96,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def catalogue(self) -> Catalogue:
-        regions = self.regions or (Region("local", gpus={"cpu": os.cpu_count() or 1}),)
+        """What is offered. A region of which nothing is said has this machine's processors."""
+        here = {"cpu": os.cpu_count() or 1}
+        regions = tuple(
+            region if region.gpus else msgspec.structs.replace(region, gpus=here)
+            for region in self.regions or (Region("local"),)
+        )
         models = self.models or (CatalogueModel("qwen3-0.6b", "hf:Qwen/Qwen3-0.6B"),)
         return Catalogue(regions, models, self.pools, self.gpu_types)
 
@@ -99,24 +113,26 @@ def load(path: Path | None, overrides: Mapping[str, Any], environment: Mapping[s
     """
     where = str(path) if path else "the environment"
     try:
-        raw = tomllib.loads(path.read_text()) if path else {}
+        raw = tomllib.loads(path.read_text("utf-8")) if path else {}
+        msgspec.convert(raw, Config)  # what the file says is wrong is said of the file
+        where = "the environment"
         for section, settings in _from_environment(environment).items():
             raw[section] = {**raw.get(section, {}), **settings} if isinstance(settings, dict) else settings
         raw["server"] = {**raw.get("server", {}), **{k: v for k, v in overrides.items() if v is not None}}
         config = msgspec.convert(raw, Config, strict=False)
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{where}: {error}") from error
     _check(config)
     return config
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """`PILLION_SERVER_PORT=…` sets `[server] port`; `PILLION_MODELS='[{…}]'` (JSON) sets a list."""
+    """`PILLION_SERVER_PORT=…` sets `[server] port`; `PILLION_MODELS='[{…}]'` (JSON) sets a list. Empty is not set."""
     found: dict[str, Any] = {}
     for field in msgspec.structs.fields(Config):
         name = ENVIRONMENT_PREFIX + field.name.upper()
         if not (isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)):
-            if name in environment:
+            if environment.get(name):
                 try:
                     found[field.name] = msgspec.json.decode(environment[name])
                 except msgspec.DecodeError as error:
@@ -124,33 +140,58 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             continue
         for setting in msgspec.structs.fields(field.type):
             value = environment.get(f"{name}_{setting.name.upper()}")
-            if value is not None:
+            if value:
                 found.setdefault(field.name, {})[setting.name] = value
     for short in ("host", "port", "data_dir"):
         value = environment.get(f"{ENVIRONMENT_PREFIX}{short.upper()}")
-        if value is not None:
+        if value:
             found.setdefault("server", {}).setdefault(short, value)
     return found
 
 
 def _check(config: Config) -> None:
+    """What types cannot say. Raises `ConfigError`."""
     catalogue = config.catalogue()
-    for kind, names in (
-        ("regions", [r.name for r in catalogue.regions]),
-        ("models", [m.name for m in catalogue.models]),
-        ("gpu_types", [g.name for g in catalogue.gpu_types]),
-    ):
-        if len(set(names)) != len(names):
-            raise ConfigError(f"[[{kind}]] has two entries with the same name: {sorted(names)}")
-    for name in [m.name for m in catalogue.models] + [r.name for r in catalogue.regions]:
-        check_model_name(name)
+    named = {
+        "regions": [region.name for region in catalogue.regions],
+        "models": [model.name for model in catalogue.models],
+        "gpu_types": [gpu.name for gpu in catalogue.gpu_types],
+        "pools": [pool.model for pool in catalogue.pools],
+    }
+    for section, names in named.items():
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ConfigError(f"[[{section}]] has two entries for {min(twice)!r}")
+    for section in ("regions", "models"):
+        for name in named[section]:
+            if not is_name(name):
+                raise ConfigError(
+                    f"[[{section}]] name {name[:80]!r} must be 1 to 63 of a-z 0-9 . _ -, beginning with a letter or digit"
+                )
     for model in catalogue.models:
-        if not model.source.startswith(("hf:", "path:")):
-            raise ConfigError(
-                f"[[models]] {model.name}: source {model.source!r} must begin with hf: or path:"
-            )
-        if model.kind == "embedding" and model.lora:
-            raise ConfigError(f"[[models]] {model.name}: embedding models never take LoRA; set lora = false")
+        _check_model(model)
     for pool in catalogue.pools:
-        if catalogue.model(pool.model) is None:
-            raise ConfigError(f"[[pools]] model {pool.model!r} is not in [[models]]")
+        _check_pool(pool, catalogue)
+    for gpu in catalogue.gpu_types:
+        if not _RATE.fullmatch(gpu.rate_per_hour):
+            raise ConfigError(f"[[gpu_types]] {gpu.name}: rate_per_hour {gpu.rate_per_hour!r} is no amount")
+
+
+def _check_model(model: CatalogueModel) -> None:
+    if not model.source.startswith(("hf:", "path:/")):
+        raise ConfigError(
+            f"[[models]] {model.name}: source {model.source!r} must be hf:<repo> or path:</absolute/directory>"
+        )
+    if model.engine not in ENGINES:
+        raise ConfigError(f"[[models]] {model.name}: engine {model.engine!r} is none of {', '.join(ENGINES)}")
+    if model.kind == "embedding" and model.lora:
+        raise ConfigError(f"[[models]] {model.name}: embedding models never take LoRA; set lora = false")
+
+
+def _check_pool(pool: Pool, catalogue: Catalogue) -> None:
+    if catalogue.model(pool.model) is None:
+        raise ConfigError(f"[[pools]] model {pool.model!r} is not in [[models]]")
+    if pool.replicas < 1:
+        raise ConfigError(f"[[pools]] {pool.model}: replicas must be at least 1")
+    if not 1 <= pool.max_adapters <= MAX_ADAPTERS:
+        raise ConfigError(f"[[pools]] {pool.model}: max_adapters must be 1 to {MAX_ADAPTERS}")

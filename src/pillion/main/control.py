@@ -25,7 +25,7 @@ from pillion.control.controller import Controller
 from pillion.control.snapshots import Gateways, Publisher
 from pillion.fleet.local import LocalProvisioner
 from pillion.main.config import Config
-from pillion.main.files import write_private
+from pillion.main.files import private_once, write_private
 from pillion.main.lifetime import Stop
 from pillion.store.database import Database
 
@@ -111,10 +111,7 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
 
 def _vault_key(config: Config) -> bytes:
     """The key secrets are encrypted with: never in the database."""
-    path = config.data_dir / "secret-key"
-    if not path.exists():
-        write_private(path, Fernet.generate_key().decode())
-    return path.read_bytes().strip()
+    return private_once(config.data_dir / "secret-key", lambda: Fernet.generate_key().decode()).encode()
 
 
 def _say_first_key(config: Config, key: str | None) -> None:
