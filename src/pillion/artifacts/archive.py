@@ -26,6 +26,7 @@ MAX_ENTRIES = 1000
 MAX_DIRECTORY = 2**20
 MAX_EXTRA = 2**30
 """How much an archive may hold, unpacked, beside the weights: tokenizers, optimizer states and the like."""
+MAX_CONFIGS = 4 * MAX_CONFIG
 MAX_RATIO = 100
 _RATIO_FROM = 2**24
 
@@ -63,7 +64,7 @@ class _Taken:
         self.limit = limit
         self._path = weights
         self._written: Written | None = None
-        self._folder = ""
+        self._folders: list[str] = []
         self._configs: dict[str, bytes] = {}
         self._entries = 0
         self._pickles: list[str] = []
@@ -87,23 +88,33 @@ class _Taken:
         return last
 
     def take(self, name: str, role: str, source: IO[bytes]) -> None:
+        """Take one of the two files. Weights at the top go before those of folders beside them."""
         folder = "/".join(_safe_parts(name)[:-1])
         if role == CONFIG:
-            if folder in self._configs:
-                raise invalid([f"the archive has {shown(name)} twice"])
-            self._configs[folder] = _read_small(source)
+            self._take_config(name, folder, source)
             return
-        if self._written is not None:
-            raise invalid([f"the archive has more than one {WEIGHTS}; pack one adapter's folder"])
-        self._folder = folder
-        with HashingWriter(self._path, self.limit) as writer:
-            while block := source.read(CHUNK):
-                writer.write(block)
-            self._written = writer.finish()
+        if not folder and "" in self._folders:
+            raise _several()
+        self._folders.append(folder)
+        if self._written is None or not folder:
+            self._path.unlink(missing_ok=True)
+            with HashingWriter(self._path, self.limit) as writer:
+                while block := source.read(CHUNK):
+                    writer.write(block)
+                self._written = writer.finish()
+
+    def _take_config(self, name: str, folder: str, source: IO[bytes]) -> None:
+        if folder in self._configs:
+            raise invalid([f"the archive has {shown(name)} twice"])
+        self._configs[folder] = _read_small(source)
+        if sum(map(len, self._configs.values())) > MAX_CONFIGS:
+            raise invalid([f"the archive's {CONFIG} files are too large"])
 
     def result(self) -> tuple[Written, bytes | None]:
         if self._written is not None:
-            return self._written, self._configs.get(self._folder)
+            if "" not in self._folders and len(self._folders) > 1:
+                raise _several()
+            return self._written, self._configs.get("" if "" in self._folders else self._folders[0])
         if self._pickles:
             raise invalid([f"the archive has no {WEIGHTS} but {shown(self._pickles[0])}; {SAFETENSORS_ONLY}"])
         if self._deep:
@@ -119,6 +130,10 @@ def _safe_parts(name: str) -> list[str]:
     if ".." in parts:
         raise invalid([f"the archive has a path that leaves it: {shown(name)}"])
     return parts
+
+
+def _several() -> AdapterInvalidError:
+    return invalid([f"the archive has more than one {WEIGHTS}; pack one adapter's folder"])
 
 
 def _read_small(source: IO[bytes]) -> bytes:
