@@ -147,6 +147,8 @@ def test_a_file_without_lora_is_refused() -> None:
     assert "not LoRA" in refused({"model.embed_tokens.weight": F((2, 2), "f4")})
     copies = {f"{PREFIX}model.embed_tokens.base_layer.weight": F((128, 32), "f4")}
     assert "no LoRA weights" in refused(copies)
+    resized = {name: F((130, 32), "f4") for name in copies}
+    assert "resized vocabulary" in refused(arrays() | resized, config())
     assert any("copy of the base" in text for text in check(arrays() | copies, config()).warnings)
 
 

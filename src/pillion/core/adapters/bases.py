@@ -23,7 +23,7 @@ class Modules:
     name.
 
     `prefixes` are the spellings a layer's name may have; the maps use the first. `refused` says for a
-    module's last name why LoRA there is not accepted.
+    module's last name why LoRA there is not accepted. `vocabulary` is the embeddings' (rows, width).
     """
 
     model_type: str
@@ -31,6 +31,7 @@ class Modules:
     linear: Mapping[str, Shape]
     embedding: Mapping[str, Shape]
     refused: Mapping[str, str]
+    vocabulary: Shape
 
     def canonical(self, module: str) -> str:
         """A module's name in the maps' spelling."""
@@ -81,7 +82,8 @@ def base_modules(config: Mapping[str, Any]) -> Modules:
         refused |= dict.fromkeys(
             ("w1", "w2", "w3", "gate", "gate_proj", "up_proj", "down_proj", "experts"), why
         )
-    return Modules(str(model_type), family.prefixes, linear, embedding, refused)
+    vocabulary = (sizes.vocabulary, sizes.hidden)
+    return Modules(str(model_type), family.prefixes, linear, embedding, refused, vocabulary)
 
 
 def base_mismatch(claimed: str | None, base: Base) -> tuple[str | None, str | None]:

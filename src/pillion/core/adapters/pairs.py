@@ -30,12 +30,11 @@ class Pair:
 
 @dataclass
 class Pairing:
-    """What the tensors of a file came to: whole pairs, single halves, and the reasons and warnings on the
-    way."""
+    """What the tensors of a file came to: whole pairs, PEFT's copies of the base's embeddings, and reasons."""
 
     pairs: list[Pair]
+    copies: list[Tensor]
     reasons: list[str]
-    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def pair(tensors: Iterable[Tensor]) -> Pairing:
     for tensor in tensors:
         part = _part(tensor.name)
         if part is None:
-            _foreign(tensor.name, result)
+            _foreign(tensor, result)
         elif part.side in (sides := halves.setdefault((part.module, part.embedding), {})):
             result.reasons.append(f"{shown(part.module)} has its lora_{part.side} twice")
         else:
@@ -77,12 +76,12 @@ def _part(name: str) -> _Part | None:
     return None
 
 
-def _foreign(name: str, result: Pairing) -> None:
+def _foreign(tensor: Tensor, result: Pairing) -> None:
     """Says what a tensor is that is no half of a pair."""
-    quoted = shown(name)
+    name, quoted = tensor.name, shown(tensor.name)
     named = _NAMED.fullmatch(name)
     if name.endswith(_COPIES):
-        result.warnings.append(f"{quoted} is a copy of the base's own weights and is not used")
+        result.copies.append(tensor)
     elif "lora_magnitude_vector" in name:
         result.reasons.append(f"{quoted} belongs to DoRA, which is not supported")
     elif name.endswith(".bias"):

@@ -10,7 +10,7 @@ from typing import Any
 from pillion.core.adapters.bases import Base, Modules, base_mismatch
 from pillion.core.adapters.config import PeftConfig, canonical_config, read_config
 from pillion.core.adapters.findings import invalid, shown
-from pillion.core.adapters.header import Header
+from pillion.core.adapters.header import Header, Tensor
 from pillion.core.adapters.pairs import Pair, pair
 from pillion.core.errors import AdapterInvalidError
 
@@ -64,6 +64,7 @@ def verify(header: Header, config: Mapping[str, Any] | None, base: Base, limits:
     if rank > limits.max_rank:
         reasons.append(f"its rank is {rank}; at most {limits.max_rank} is served")
     reasons += _pair_faults(pairing.pairs, rank, base.modules, base.name)
+    reasons += _resized(pairing.copies, base.modules)
     if reasons:
         raise invalid(reasons)
     suffixes = tuple(sorted({_last(item.module) for item in pairing.pairs}))
@@ -76,7 +77,7 @@ def verify(header: Header, config: Mapping[str, Any] | None, base: Base, limits:
         config=canonical_config(rank, alpha, rslora, suffixes),
         pairs=tuple(pairing.pairs),
         warnings=(
-            *pairing.warnings,
+            *(_unused(tensor) for tensor in pairing.copies),
             *([base_warning] if base_warning else []),
             *(_config_warnings(peft, pairing.pairs) if peft else [_no_config(rank)]),
         ),
@@ -133,6 +134,18 @@ def _shape_faults(item: Pair, rank: int, shape: tuple[int, int]) -> Iterator[str
         if tensor.shape != expected:
             found = shown(list(tensor.shape))
             yield f"{shown(tensor.name)} has shape {found} where {list(expected)} is needed"
+
+
+def _resized(copies: Sequence[Tensor], modules: Modules) -> Iterator[str]:
+    """PEFT saves the embeddings along with LoRA on them, or when tokens were added, which no base can follow."""
+    for tensor in copies:
+        if tensor.shape != modules.vocabulary:
+            rows = modules.vocabulary[0]
+            yield f"{shown(tensor.name)} is of a resized vocabulary: {shown(tensor.shape)}, the base has {rows} rows"
+
+
+def _unused(tensor: Tensor) -> str:
+    return f"{shown(tensor.name)} is a copy of the base's own weights and is not used"
 
 
 def _config_warnings(peft: PeftConfig, pairs: Sequence[Pair]) -> Iterator[str]:
