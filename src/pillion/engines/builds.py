@@ -50,9 +50,9 @@ class Build:
         return self.pinned()[self.packages[0]]
 
     def digest(self) -> str:
-        """Names these very pins: other pins are another build directory."""
-        text = f"{self.python}\n{self.pins.read_text()}"
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """Names these very pins: other pins are another build, other comments are not."""
+        pins = [line for line in self.pins.read_text().splitlines() if not line.startswith("#")]
+        return hashlib.sha256("\n".join([self.python, *pins]).encode()).hexdigest()[:12]
 
 
 BUILDS = {
