@@ -63,6 +63,7 @@ class Publisher:
         self._pepper = pepper
         self._clock = clock
         self._published = Changes()
+        self._closed = False
         self._latest: wire.Snapshot | None = None
         self._encoded = b""
 
@@ -97,13 +98,18 @@ class Publisher:
         """The snapshot, encoded, once it is newer than `version`; None where it is not within `wait` seconds."""
         deadline = asyncio.get_running_loop().time() + wait
         self._overtake(version)
-        while self.version <= version:
+        while self.version <= version and not self._closed:
             seen = self._published.count
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0:
                 return None
             await self._published.wait(seen, left)
-        return self._encoded
+        return None if self._closed else self._encoded
+
+    def close(self) -> None:
+        """Let those who wait go: nothing more is published."""
+        self._closed = True
+        self._published.notify()
 
     def _overtake(self, version: int) -> None:
         """A gateway may have a version of a control whose clock was ahead of ours: what is newest must count as newer."""

@@ -56,6 +56,7 @@ async def control(
         try:
             await _until_stopped(stop, [*tasks, *servers])
         finally:
+            ctl.publisher.close()
             for task in [*tasks, *servers]:
                 task.cancel()
             await asyncio.gather(*tasks, *servers, return_exceptions=True)
