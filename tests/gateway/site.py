@@ -28,7 +28,7 @@ async def listening(handler: Callable[[web.Request], Awaitable[web.StreamRespons
     server = web.Server(handler, handler_cancellation=True)
     runner = web.ServerRunner(server, shutdown_timeout=0.01)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=2048)
     await site.start()
     host, port = runner.addresses[0][:2]
     try:

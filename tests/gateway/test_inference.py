@@ -388,3 +388,20 @@ async def test_expiry_is_kept_by_the_gateway_itself(town: Town) -> None:
     await town.publish(town.entry, make_adapter(1, expires_at=1.0), town.instance(town.a))
     status, _, body = await town.site.chat(town.key, "ft1:1")
     assert (status, body["error"]["code"]) == (404, "adapter_not_deployed")
+
+
+async def test_metrics(town: Town) -> None:
+    await town.site.chat(town.key, BASE)
+    await town.site.chat(town.key, "no-such")
+    async with town.site.client.get(f"{town.site.url}/metrics") as answer:
+        text = await answer.text()
+    for line in (
+        'pillion_gateway_requests_total{kind="inference",status="200"} 1.0',
+        'pillion_gateway_requests_total{kind="inference",status="404"} 1.0',
+        'pillion_gateway_in_flight{kind="inference"} 0.0',
+        'pillion_gateway_first_byte_seconds_count{kind="inference"} 2.0',
+        "pillion_gateway_snapshot_version 1.0",
+    ):
+        assert line in text.splitlines()
+    assert "acc_" not in text
+    assert "adp_" not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -191,7 +192,9 @@ class Exchange:
             # Not finishing makes the server break the connection, which is what the client must see.
             log.warning("answer cut off", request_id=self._request_id, path=self._head.path, reason=str(cut))
         except Exception:
-            log.exception("request failed", request_id=self._request_id, path=self._head.path)
+            # As text: a logger that prints locals would print keys.
+            trace = traceback.format_exc()
+            log.error("request failed", request_id=self._request_id, path=self._head.path, traceback=trace)
             await self._fail(
                 PillionError(f"The gateway failed at this request. Its id is {self._request_id}.")
             )
@@ -204,7 +207,8 @@ class Exchange:
     async def _answer(self, answer: Answer) -> None:
         self._status = answer.status
         fields = [*answer.fields, ("x-request-id", self._request_id)]
-        if not self._body.whole:
+        if not self._body.whole and self._head.first("expect") is not None:
+            # Whether the body still comes is the client's choice, so nothing after it could be told from it.
             fields.append(("connection", "close"))
         raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in fields]
         await self._send({"type": "http.response.start", "status": answer.status, "headers": raw})

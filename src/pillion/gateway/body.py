@@ -23,7 +23,8 @@ _CHAT = """
     prompt_cache_options reasoning_effort response_format tool_choice tools top_logprobs verbosity web_search_options
 """
 _OTHERS = """
-    model prompt best_of echo suffix input dimensions encoding_format background context_management conversation
+    model access_programs image
+    prompt best_of echo suffix input dimensions encoding_format background context_management conversation
     include instructions max_output_tokens max_tool_calls previous_response_id reasoning text truncation
 """
 # Engines' own, harmless to whoever shares the engine.

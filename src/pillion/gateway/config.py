@@ -8,13 +8,18 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes and seconds that one client may take. An inference answer as a whole takes as long as it takes."""
+    """Bytes and seconds that one client may take. An inference answer as a whole takes as long as it takes.
+
+    `linger_s`: how long the rest of a body is still read, and thrown away, after its request was refused: a
+    connection closed at once would often take the refusal with it.
+    """
 
     max_body: int = 32 * 2**20
     max_answer: int = 256 * 2**20
     max_header_bytes: int = 64 * 2**10
     header_timeout_s: float = 15.0
     body_timeout_s: float = 120.0
+    linger_s: float = 30.0
     keep_alive_s: int = 75
     connect_timeout_s: float = 3.0
     drain_s: float = 30.0

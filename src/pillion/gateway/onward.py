@@ -34,9 +34,12 @@ class ToControl:
         """Raises `UnavailableError` with `control_unavailable`."""
         async with AsyncExitStack() as stack:
             try:
+                # Control may refuse an upload before it is sent; what a container's server makes of it is not known.
+                expect = (head.first("expect") or "").lower() == "100-continue"
+                url = self.url.rstrip("/") + head.path
                 fields = headers.to_control(head, request_id)
                 upstream = await stack.enter_async_context(
-                    _send(self.relay, head, self.url.rstrip("/") + head.path, fields, body)
+                    _send(self.relay, head, url, fields, body, expect=expect)
                 )
             except (ConnectRefused, ConnectionLost) as error:
                 raise UnavailableError(
@@ -113,10 +116,9 @@ class ToContainer:
 
 @asynccontextmanager
 async def _send(
-    relay: Relay, head: Head, url: str, fields: Fields, body: Body
+    relay: Relay, head: Head, url: str, fields: Fields, body: Body, *, expect: bool = False
 ) -> AsyncIterator[UpstreamAnswer]:
     full = f"{url}?{head.query}" if head.query else url
-    expect = (head.first("expect") or "").lower() == "100-continue"
     chunks = body.chunks() if head.has_body else None
     async with relay.send(head.method, full, fields, chunks, expect=expect) as upstream:
         yield upstream

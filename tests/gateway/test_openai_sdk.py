@@ -1,0 +1,87 @@
+"""The OpenAI Python SDK, unchanged, against the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from tests.gateway.conftest import Town
+from tests.gateway.test_retries import fenced
+from tests.gateway.test_streams import chunk, open_stream
+from tests.gateway.world import BASE, make_key
+
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+async def client(town: Town) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{town.site.url}/v1", api_key=town.key, max_retries=0) as made:
+        yield made
+
+
+async def test_list(client: AsyncOpenAI) -> None:
+    assert [model.id async for model in client.models.list()] == [
+        BASE,
+        f"{BASE}:1",
+        "ft1:1",
+        f"{BASE}:tune-1",
+    ]
+    assert (await client.models.retrieve("ft1:1")).owned_by == "acc_acme"
+
+
+async def test_chat(client: AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(model="ft1:1", messages=HELLO)  # type: ignore[arg-type]
+    assert (answer.model, answer.choices[0].message.content) == ("ft1:1", "hello")
+    assert answer._request_id
+
+
+async def test_stream(client: AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(model=f"{BASE}:tune-1", messages=HELLO, stream=True)  # type: ignore[arg-type]
+    chunks = [part async for part in stream]
+    assert "".join(part.choices[0].delta.content or "" for part in chunks) == "hello"
+    assert {part.model for part in chunks} == {f"{BASE}:tune-1"}
+
+
+async def test_embeddings(client: AsyncOpenAI) -> None:
+    answer = await client.embeddings.create(model=BASE, input="x", encoding_format="float")
+    assert (answer.model, answer.data[0].embedding) == (BASE, [0.5, -1.25])
+
+
+async def test_errors_are_its_own_classes(town: Town, client: AsyncOpenAI) -> None:
+    async def ask(model: str, **extra: object) -> None:
+        await client.chat.completions.create(model=model, messages=HELLO, extra_body=extra)  # type: ignore[arg-type]
+
+    with pytest.raises(openai.NotFoundError) as missing:
+        await ask("nope")
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    assert missing.value.request_id
+    with pytest.raises(openai.BadRequestError):
+        await ask(BASE, lora_request={})
+    town.a.behave = town.b.behave = fenced
+    with pytest.raises(openai.InternalServerError) as loading:
+        await ask("ft1:1")
+    assert (loading.value.status_code, loading.value.code) == (503, "adapter_loading")
+    client.api_key = "pil_wrong"
+    with pytest.raises(openai.AuthenticationError) as wrong:
+        await ask(BASE)
+    assert wrong.value.code == "invalid_api_key"
+    client.api_key, entry = make_key("acc_acme", "manage")
+    await town.publish(entry, town.instance(town.a))
+    with pytest.raises(openai.PermissionDeniedError):
+        await ask(BASE)
+
+
+async def test_a_stream_that_fails_raises(town: Town, client: AsyncOpenAI) -> None:
+    async def fail(request, body):  # type: ignore[no-untyped-def]
+        response = await open_stream(request)
+        await response.write(chunk(body["model"], "hel"))
+        return response
+
+    town.a.behave = town.b.behave = fail
+    stream = await client.chat.completions.create(model=BASE, messages=HELLO, stream=True)  # type: ignore[arg-type]
+    with pytest.raises(openai.APIError, match="not complete"):
+        async for _ in stream:
+            pass

@@ -1,0 +1,182 @@
+"""The small pure parts: what bodies may say, what errors may tell, who is asked, how often."""
+
+from __future__ import annotations
+
+from typing import Any, get_type_hints
+
+import pytest
+from openai.types import completion_create_params, embedding_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
+
+from pillion.core.errors import InvalidRequestError
+from pillion.core.routing import Routes
+from pillion.gateway.app import kind_of
+from pillion.gateway.balance import Balance, RetryBudget
+from pillion.gateway.body import ALLOWED, DENIED, BodyPolicy, cache_salt
+from pillion.gateway.faults import Scrub
+from pillion.gateway.http import Head
+from tests.gateway.world import ACME, BASE, make_adapter, make_instance, make_replica, make_snapshot
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        chat_create_params.CompletionCreateParamsStreaming,
+        completion_create_params.CompletionCreateParamsStreaming,
+        embedding_create_params.EmbeddingCreateParams,
+        response_create_params.ResponseCreateParamsStreaming,
+    ],
+)
+def test_all_of_openais_fields_pass(params: Any) -> None:
+    assert set(params.__annotations__) | set(get_type_hints(params)) <= ALLOWED
+
+
+def test_nothing_is_both_allowed_and_denied() -> None:
+    assert not ALLOWED & DENIED
+
+
+def test_operators_leave() -> None:
+    policy = BodyPolicy(media_urls=True, extras=frozenset({"priority", "vllm_xargs", "chat_template_kwargs"}))
+    body = {
+        "model": BASE,
+        "priority": 1,
+        "vllm_xargs": {},
+        "chat_template_kwargs": {"anything": 1},
+        "messages": [{"role": "user", "content": [{"image_url": {"url": "https://example.org"}}]}],
+    }
+    assert policy.apply(CHAT, body) == body
+
+
+@pytest.mark.parametrize(
+    "switches", [{"chat_template": "{{x}}"}, {"tokenize": True}, "x", ["enable_thinking"]]
+)
+def test_template_switches(switches: Any) -> None:
+    BodyPolicy().apply(CHAT, {"chat_template_kwargs": {"enable_thinking": False}})
+    with pytest.raises(InvalidRequestError):
+        BodyPolicy().apply(CHAT, {"chat_template_kwargs": switches})
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/score", "/v1/messages"])
+@pytest.mark.parametrize("field", sorted(DENIED))
+def test_denied_on_every_path(path: str, field: str) -> None:
+    with pytest.raises(InvalidRequestError, match=field):
+        BodyPolicy().apply(path, {"model": BASE, field: None})
+
+
+def test_media_where_it_may_hide() -> None:
+    for body in (
+        {"documents": {"content": [{"type": "video_url", "video_url": {"url": "rtsp://x"}}]}},
+        {"messages": [{"content": [{"type": "image", "source": {"type": "url", "url": "http://x"}}]}]},
+        {"input": [[{"file_url": "http://x"}]]},
+    ):
+        with pytest.raises(InvalidRequestError, match="data:"):
+            BodyPolicy().apply("/v1/rerank", body)
+    schema = {"properties": {"image_url": {"type": "string", "url": "http://x"}}}
+    BodyPolicy().apply(CHAT, {"tools": [{"type": "function", "function": {"parameters": schema}}]})
+
+
+def test_salt_differs_by_account_and_by_the_clients_own() -> None:
+    salts = [
+        cache_salt(b"p", *ask)
+        for ask in (("a", {}), ("b", {}), ("a", {"cache_salt": "b"}), ("a", {"cache_salt": None}))
+    ]
+    assert salts[0] == salts[3]
+    assert len(set(salts)) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("The model `served/qwen3-4b` does not exist.", "The model `qwen3-4b` does not exist."),
+        ("served/qwen3-4b-more is another", "served/qwen3-4b-more is another"),
+        ("adp_00000000000000000009@" + "0f" * 32 + " failed", "qwen3-4b failed"),
+        ("File /usr/lib/python3/vllm/x.py, line 3", "File [path], line 3"),
+        ("ratio 3/4 and a/b are no paths", "ratio 3/4 and a/b are no paths"),
+        ("see http://127.0.0.1:8000/v1 now", "see [address] now"),
+    ],
+)
+def test_scrub(text: str, told: str) -> None:
+    assert Scrub("served/qwen3-4b", "qwen3-4b").message(text) == told
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind"),
+    [
+        ("POST", "/v1/chat/completions", "inference"),
+        ("POST", "/v1/responses", "inference"),
+        ("POST", "/v1/audio/transcriptions", "inference"),
+        ("GET", "/v1/responses/resp_1", "control"),
+        ("GET", "/v1/models", "models"),
+        ("HEAD", "/v1/models/ft1:1", "models"),
+        ("DELETE", "/v1/models/ft1:1", "control"),
+        ("POST", "/v1/models", "control"),
+        ("POST", "/v1/adapters/upload", "control"),
+        ("POST", "/v1/fine_tuning/jobs", "control"),
+        ("POST", "/v1/load_lora_adapter", "control"),
+        ("POST", "/v1/chat/", "control"),
+        ("POST", "/v1", "control"),
+        ("POST", "/v1/%61dapters", "control"),
+        ("POST", "/v1/x/../../pillion", "control"),
+        ("POST", "/chat/completions", "control"),
+        ("GET", "/healthz", "own"),
+        ("POST", "/healthz", "control"),
+        ("GET", "/inference-instances/5/proxy/x", "container"),
+        ("GET", "/inference-instances/5", "control"),
+        ("GET", "/inference-instances/5/proxyx", "control"),
+    ],
+)
+def test_kinds(method: str, path: str, kind: str) -> None:
+    assert kind_of(Head(method, path, "", (), "127.0.0.1")) == kind
+
+
+def test_choice() -> None:
+    now = [0.0]
+    balance = Balance(lambda: now[0], cooldown_s=5)
+    own = make_instance(1, make_replica("a"), make_replica("b"))
+    pool = make_instance(2, make_replica("p"), account=None)
+    route = Routes(make_snapshot(own, pool)).resolve(ACME, BASE, None, 0.0)
+
+    def choice(*excluded: str) -> str | None:
+        candidate = balance.choose(route, excluded)
+        return None if candidate is None else candidate.replica.id
+
+    first = choice()
+    other = {"a": "b", "b": "a"}[first or ""]
+    assert choice() == first
+    with balance.holding(first or ""):
+        assert choice() == other
+        with balance.holding(other), balance.holding(other):
+            assert choice() == first
+    assert balance.in_flight(other) == 0
+    balance.failed(first or "")
+    assert choice() == other
+    balance.failed(other)
+    assert choice() == "p"
+    now[0] = 5.0
+    assert choice() == first
+    assert choice("a", "b") == "p"
+    assert choice("a", "b", "p") is None
+
+
+def test_different_models_lie_on_different_replicas() -> None:
+    adapters = [make_adapter(row) for row in range(1, 200)]
+    routes = Routes(
+        make_snapshot(*adapters, make_instance(1, make_replica("a", *adapters), make_replica("b", *adapters)))
+    )
+    balance = Balance(lambda: 0.0)
+    chosen = [balance.choose(routes.resolve(ACME, f"ft{a.row_id}:{a.row_id}", None, 0.0)) for a in adapters]
+    share = sum(candidate is not None and candidate.replica.id == "a" for candidate in chosen)
+    assert 60 < share < 140
+
+
+def test_budget_is_a_tenth() -> None:
+    budget = RetryBudget(share=0.1, reserve=2)
+    assert [budget.spend() for _ in range(3)] == [True, True, False]
+    spent = 0
+    for _ in range(1000):
+        budget.earn()
+        spent += budget.spend()
+    assert 99 <= spent <= 100
