@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import hashlib
 import os
 import random
 import secrets
@@ -91,7 +93,19 @@ async def _fetch(spec: ReplicaSpec, digest: str) -> Path:
 
 def _launch(home: Home, spec: ReplicaSpec, port: int) -> Launch:
     python = engine_python(spec.group.engine, spec.group.gpu_type)
+    if spec.group.engine != "sim":
+        python = through(home.data_dir / "cache" / "engines", python)
     return driver(spec.group.engine).command(spec, port, python, home.data_dir)
+
+
+def through(links: Path, python: Path) -> Path:
+    """The same interpreter by a path under `links`: an engine's helpers show no arguments but that path."""
+    environment = python.parent.parent
+    links.mkdir(parents=True, exist_ok=True)
+    link = links / f"{environment.name}-{hashlib.sha256(str(environment).encode()).hexdigest()[:8]}"
+    with contextlib.suppress(FileExistsError):  # by another agent of this node, or by this one before
+        link.symlink_to(environment, target_is_directory=True)
+    return link / python.relative_to(environment)
 
 
 def engine_python(engine: str, gpu_type: str) -> Path:

@@ -19,8 +19,10 @@ PROMPTS = (
 FLOOR = 1e-5
 SAFETY = 2.0
 
-# One prompt's tokens: log-probabilities in nats by token id.
-Row = tuple[dict[str, float], ...]
+TOP = 5
+
+# What may follow one prompt: log-probabilities in nats of the likeliest tokens.
+Row = dict[str, float]
 
 
 class Completions(Protocol):
@@ -61,11 +63,19 @@ class Prover:
         return Proof(difference(baseline.rows, await self._ask(name, PROMPTS)), baseline.noise)
 
     async def _ask(self, model: str, prompts: Sequence[str]) -> tuple[Row, ...]:
+        """Of the token after each prompt: those of the prompts' own tokens are not there in every engine with LoRA."""
         answer = await self._engine.complete(
-            {"model": model, "prompt": list(prompts), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+            {
+                "model": model,
+                "prompt": list(prompts),
+                "max_tokens": 1,
+                "temperature": 0,
+                "logprobs": TOP,
+                "return_tokens_as_token_ids": True,  # two tokens may have the same text
+            }
         )
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        return tuple(_row(choice["prompt_logprobs"]) for choice in choices)
+        return tuple(_row(choice["logprobs"]["top_logprobs"][0]) for choice in choices)
 
 
 def effective(proof: Proof) -> bool:
@@ -74,17 +84,21 @@ def effective(proof: Proof) -> bool:
 
 
 def difference(one: Sequence[Row], other: Sequence[Row]) -> float:
-    """The largest difference at any token of any prompt, in nats."""
-    pairs = [pair for rows in zip(one, other, strict=True) for pair in zip(*rows, strict=True)]
-    gaps = [abs(a[token] - b[token]) for a, b in pairs for token in a.keys() & b.keys()]
-    return math.nan if any(math.isnan(gap) for gap in gaps) else max(gaps, default=0.0)
+    """The largest difference at any token after any prompt, in nats.
+
+    A token that only one of the two has among its likeliest lies, in the other, below the least of those.
+    """
+    pairs = list(zip(one, other, strict=True))
+    if any(math.isnan(value) for row in (*one, *other) for value in row.values()):
+        return math.nan
+    return max((max(_gap(a, b), _gap(b, a)) for a, b in pairs), default=0.0)
 
 
-def _row(tokens: Sequence[dict[str, Any] | None]) -> Row:
-    """Nothing predicts the first token: it has none."""
-    found = (token for token in tokens if token is not None)
-    return tuple({key: _number(value["logprob"]) for key, value in token.items()} for token in found)
+def _gap(one: Row, other: Row) -> float:
+    least = min(other.values())
+    gaps = (abs(value - other[token]) if token in other else value - least for token, value in one.items())
+    return max(gaps, default=0.0)
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+def _row(tokens: dict[str, Any]) -> Row:
+    return {token: math.nan if value is None else float(value) for token, value in tokens.items()}

@@ -17,15 +17,12 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 _STAGES: tuple[tuple[str, Stage], ...] = (
     ("Starting to load model", "loading"),
-    ("Loading weights", "loading"),
     ("Loading safetensors", "loading"),
     ("Downloading", "pulling"),
     ("downloading weights", "pulling"),
     ("Fetching ", "pulling"),
     ("Model loading took", "warming"),
     ("Loading weights took", "warming"),
-    ("torch.compile", "warming"),
-    ("Warming up", "warming"),
     ("GPU KV cache size", "warming"),
     ("CPU KV cache size", "warming"),
     ("init engine", "warming"),

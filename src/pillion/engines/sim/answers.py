@@ -116,19 +116,31 @@ def completion_closing(head: Head, choices: list[list[Piece]]) -> list[dict[str,
 
 
 def completion_logprobs(head: Head, parts: list[Piece]) -> dict[str, Any] | None:
-    if head.ask.logprobs is None:
+    """What was said comes first, then as many others as were asked for, all as text or all as ids."""
+    top = head.ask.logprobs
+    if top is None:
         return None
-    values = [head.voice.logprob(part.text, part.index) for part in parts]
     offsets, at = [], 0
     for part in parts:
         offsets.append(at)
         at += len(part.text)
+    rows = [_likely(head, part, max(1, top)) for part in parts]
     return {
-        "tokens": [part.text for part in parts],
-        "token_logprobs": values,
-        "top_logprobs": [{part.text: value} for part, value in zip(parts, values, strict=True)],
+        "tokens": [next(iter(row)) for row in rows],
+        "token_logprobs": [next(iter(row.values())) for row in rows],
+        "top_logprobs": rows,
         "text_offset": offsets,
     }
+
+
+def _likely(head: Head, part: Piece, top: int) -> dict[str, float]:
+    """Log-probabilities by token. The number of a token is the same whoever says it, the text of the first is not."""
+    as_ids = bool(head.ask.raw.get("return_tokens_as_token_ids"))
+    position = len(head.ask.prompts[part.choice // head.ask.n]) + part.index
+    tokens = [f" t{part.index + 1}", *(f" u{other}" for other in range(1, top))]
+    texts = [part.text, *tokens[1:]]
+    names = [f"token_id:{token_id(token)}" for token in tokens] if as_ids else texts
+    return {name: head.voice.logprob(token, position) for name, token in zip(names, tokens, strict=True)}
 
 
 def prompt_logprobs(voice: Voice, prompt: list[str]) -> list[dict[str, Any] | None]:

@@ -79,7 +79,7 @@ def chat(body: dict[str, Any], limits: Limits) -> Ask:
 def responses(body: dict[str, Any], limits: Limits) -> Ask:
     given = body.get("input")
     items = given if isinstance(given, list) else [{"content": given}]
-    if given is None or not all(isinstance(one, dict) for one in items):
+    if not given or not all(isinstance(one, dict) for one in items):
         raise AskError(400, "input must be a string or a list of messages.", param="input")
     words = [word for one in items for word in prompt_tokens(_content(one.get("content")))]
     return _ask(body, [words], limits, "max_output_tokens")

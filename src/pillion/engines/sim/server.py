@@ -43,7 +43,7 @@ async def running(config: SimConfig, die: Callable[[], None] = lambda: None) -> 
     server, app = _server(config, "127.0.0.1", 0, die)
     task = asyncio.create_task(server._serve(sockets=[bound]))  # `serve` would take this process's signals
     try:
-        while not server.started and not task.done():
+        while not (server.started or task.done()):  # noqa: ASYNC110 (uvicorn has no event for it)
             await asyncio.sleep(0)
         yield Running(f"http://127.0.0.1:{bound.getsockname()[1]}", app)
     finally:

@@ -1,0 +1,193 @@
+"""The agent beside a real vLLM: adapters loaded, proved, unloaded, and there again after the engine was killed."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import pytest_asyncio
+from safetensors.numpy import load_file, save_file
+from tests.replicas import AgentClient, grant, http, row
+
+from pillion.agent.agent import Agent, Parts
+from pillion.agent.command import through
+from pillion.agent.home import EngineRecord, Home
+from pillion.agent.processes import EngineProcess, identity
+from pillion.agent.supervisor import Timing
+from pillion.core.replica import AgentRecord, GrantEntry, GroupSpec, LoraSpec, ModelSpec, ReplicaSpec
+from pillion.engines.driver import driver
+
+pytestmark = [pytest.mark.xdist_group("real_engine"), pytest.mark.asyncio(loop_scope="module")]
+START_S = 280
+
+
+class World:
+    """A replica whose base and adapters are those of make_models.py."""
+
+    def __init__(self, root: Path, models: Path) -> None:
+        self.data_dir = root / "data"
+        self._models = models
+        self._artifacts = root / "artifacts"
+        group = GroupSpec(
+            1,
+            "local",
+            1,
+            ModelSpec("tiny", f"path:{models / 'base'}"),
+            "vllm",
+            LoraSpec(enabled=True, max_adapters=3, max_rank=16),
+            engine_options={"threads": 2, "max_num_seqs": 16},
+        )
+        directory = self.data_dir / "replicas" / "r1-local-abcdef"
+        self.spec = ReplicaSpec(directory.name, group, "agent-token", "infer-key", "engine-key", "", "")
+        directory.mkdir(parents=True)
+        (directory / "spec.json").write_bytes(msgspec.json.encode(self.spec))
+        self.home = Home(directory)
+
+    def adapter(self, name: str, *, zero: bool = False) -> GrantEntry:
+        """One of the adapters. `zero`: with B all zero, which the upload would refuse."""
+        digest = hashlib.sha256(f"{name} {zero}".encode()).hexdigest()
+        place = self._artifacts / digest
+        if not place.exists():
+            shutil.copytree(self._models / name, place)
+            if zero:
+                weights = load_file(place / "adapter_model.safetensors")
+                nothing = {
+                    key: np.zeros_like(one) if "lora_B" in key else one for key, one in weights.items()
+                }
+                save_file(nothing, place / "adapter_model.safetensors")
+        return GrantEntry(f"adp_{name}@{digest}", f"adp_{name}", digest, 16, 1)
+
+    async def fetch(self, digest: str) -> Path:
+        return self._artifacts / digest
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, models: Path) -> World:
+    return World(tmp_path_factory.mktemp("replica"), models)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def agent(world: World, engine_python: Path) -> AsyncIterator[AgentClient]:
+    vllm = driver("vllm")
+    python = through(world.data_dir / "cache" / "engines", engine_python)
+    parts = Parts(
+        driver=vllm,
+        launch=lambda port: vllm.command(world.spec, port, python, world.data_dir),
+        fetch=world.fetch,
+        epoch="epoch",
+        now=time.time,
+        random=lambda: 0.0,
+        timing=Timing(probe_s=0.5),
+    )
+    running = asyncio.create_task(Agent(world.home, world.spec, parts).run())
+    try:
+        async with http() as session:
+            while (record := world.home.read("agent.json", AgentRecord)) is None:
+                await asyncio.sleep(0.01)
+            yield AgentClient(session, record.url, world.spec)
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        engine = world.home.read("engine.json", EngineRecord)
+        if engine is not None:
+            await EngineProcess(engine).end(20)
+
+
+async def test_it_comes_up_in_stages(world: World, agent: AgentClient) -> None:
+    seen: list[str] = []
+    status = await agent.until(lambda s: seen.append(s.stage) or s.ready, deadline_s=START_S)
+    assert [stage for n, stage in enumerate(seen) if n == 0 or seen[n - 1] != stage] == [
+        "starting",
+        "loading",
+        "warming",
+        "ready",
+    ]
+    assert status.engine["name"] == "vllm"
+    processes = arguments_of_session(status.engine["pid"])
+    assert len(processes) >= 2
+    for arguments in processes:
+        assert str(world.data_dir) in arguments
+        assert world.spec.engine_key not in arguments
+
+
+async def test_loads_are_proved_and_quick(world: World, agent: AgentClient) -> None:
+    entries = [world.adapter(name) for name in ("one", "two")]
+    await agent.grant(grant(1, *entries, replica=world.spec.id))
+    status = await agent.settled(1, one="loaded", two="loaded")
+    for entry in entries:
+        found = row(status, entry)
+        assert found.proof is not None
+        assert found.proof.difference > 100 * max(found.proof.noise, 1e-6)
+        print(f"{entry.adapter_id}: {found.proof} load_ms={found.load_ms}")
+    answers = {await said(agent, name) for name in ("tiny", *(e.engine_name for e in entries))}
+    assert len(answers) == 3
+
+
+async def test_what_changes_nothing_fails_the_proof(world: World, agent: AgentClient) -> None:
+    one, two, three = (world.adapter(name) for name in ("one", "two", "three"))
+    nothing = world.adapter("four", zero=True)
+    await agent.grant(grant(2, one, nothing, replica=world.spec.id))
+    status = await agent.settled(2, one="loaded", four="failed")
+    failure = row(status, nothing).failure
+    assert failure is not None
+    assert failure.code == "adapter_ineffective"
+    state = await agent.engine("GET", "/pillion/v1/state")
+    assert [held["name"] for held in state["adapters"]] == [one.engine_name]
+    await agent.grant(grant(3, one, two, three, replica=world.spec.id))
+    await agent.settled(3, one="loaded", two="loaded", three="loaded")
+
+
+async def test_unloaded_is_gone_from_the_engine(world: World, agent: AgentClient) -> None:
+    one, three = world.adapter("one"), world.adapter("three")
+    await agent.grant(grant(4, one, replica=world.spec.id))
+    await agent.settled(4, one="loaded")
+    code, answer = await agent.ask(three.engine_name)
+    assert (code, answer["error"]["code"]) == (503, "adapter_not_resident")
+    assert await said(agent, one.engine_name)
+
+
+async def test_a_killed_engine_comes_back_with_its_adapters(world: World, agent: AgentClient) -> None:
+    one = world.adapter("one")
+    before = await agent.settled(4, one="loaded")
+    session = pids_of_session(before.engine["pid"])
+    answer = await said(agent, one.engine_name)
+    os.kill(before.engine["pid"], signal.SIGKILL)
+    await agent.until(lambda s: not s.ready)
+    after = await agent.until(
+        lambda s: s.ready and [r.state for r in s.adapters] == ["loaded"], deadline_s=START_S
+    )
+    assert after.engine_epoch == before.engine_epoch + 1
+    assert await said(agent, one.engine_name) == answer
+    assert all(identity(pid) is None for pid in session)
+
+
+async def said(agent: AgentClient, model: str) -> str:
+    body = {"model": model, "prompt": "w5 w6 w7", "max_tokens": 8, "temperature": 0}
+    answer = await agent.engine("POST", "/v1/completions", **body)
+    text: str = answer["choices"][0]["text"]
+    return text
+
+
+def pids_of_session(leader: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if entry.name.isdigit() and os.getsid(int(entry.name)) == leader:
+                found.append(int(entry.name))
+    return found
+
+
+def arguments_of_session(leader: int) -> list[str]:
+    return [
+        Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+        for pid in pids_of_session(leader)
+    ]
