@@ -102,11 +102,11 @@ async def test_steps(tmp_path: Path) -> None:
     feed, knowledge = feed_of(tmp_path, source, now)
     with pytest.raises(UnavailableError):
         knowledge.routes()
-    await feed.step()
+    assert await feed.step()
     assert (knowledge.version, knowledge.age) == (7, 0)
     now[0] = 1_090.0
     assert knowledge.age == 90
-    await feed.step()
+    assert not await feed.step()
     assert (knowledge.version, knowledge.age) == (7, 0)
     for _ in range(2):
         with pytest.raises(FeedError):

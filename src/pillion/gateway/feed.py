@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 
 WAIT_S = 20
 MAX_PAUSE_S = 2.0
+HASTE_S = 0.25
 
 
 class FeedError(Exception):
@@ -91,9 +92,13 @@ class SnapshotFeed:
         """Polls until cancelled."""
         failures = 0
         while True:
+            asked_at = self._clock()
             try:
-                await self.step()
+                news = await self.step()
                 failures = 0
+                if not news and self._clock() - asked_at < HASTE_S:
+                    # A control that is about to go does not let anyone wait; neither should we run in circles.
+                    await asyncio.sleep(HASTE_S)
             except FeedError as error:
                 if failures == 0:
                     log.warning("no snapshot from control", error=str(error), age_s=self._knowledge.age)
@@ -102,19 +107,23 @@ class SnapshotFeed:
                     min(MAX_PAUSE_S, 0.05 * 2 ** min(failures, 10)) * (0.5 + self._random() / 2)
                 )
 
-    async def step(self) -> None:
-        """One poll. Applied before it is kept, kept before the next poll acknowledges it. Raises `FeedError`."""
+    async def step(self) -> bool:
+        """One poll; whether it brought news. Applied before it is kept, kept before the next poll acknowledges it.
+
+        Raises `FeedError`.
+        """
         data = await self._source.poll(self._knowledge.version)
         now = self._clock()
         if data is None:
             self._knowledge.confirm(now)
             await self._keep(lambda: self._kept.confirm(now))
-            return
+            return False
         routes = await _routes(data)
         if routes.version < self._knowledge.version:
             raise FeedError(f"control sent version {routes.version} after {self._knowledge.version}")
         self._knowledge.apply(routes, now)
         await self._keep(lambda: self._kept.write(data, now))
+        return True
 
     async def _keep(self, write: Callable[[], None]) -> None:
         """A full disk must not stop what is served now; it is told, and tried again at the next word of control."""
