@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def arguments(wanted: ReplicaSpec) -> tuple[dict[str, str], dict[str, str]]:
     """Each option with what follows it, and the environment."""
     launch = driver(wanted.group.engine).command(wanted, 1234, PYTHON, DATA)
     argv = [*launch.argv, ""]
-    return {a: b for a, b in zip(argv, argv[1:], strict=False) if a.startswith("--")}, launch.env
+    return {a: b for a, b in pairwise(argv) if a.startswith("--")}, launch.env
 
 
 def test_vllm_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import hashlib
-import os
 import random
 import secrets
 import signal
@@ -20,18 +19,13 @@ from pillion.agent.home import AlreadyRunningError, Home
 from pillion.agent.logs import bound
 from pillion.agent.supervisor import Timing
 from pillion.artifacts.fetch import fetch
-from pillion.core.errors import PillionError, UnavailableError
+from pillion.core.errors import PillionError
 from pillion.core.replica import ReplicaSpec
 from pillion.engines.driver import Launch, driver
+from pillion.engines.environments import EngineEnvironments
 
 AGENT_LOG_BYTES = 4 * 1024 * 1024
 FAILED, BUSY = 1, 75
-
-
-class EngineMissingError(UnavailableError):
-    """The engine's environment is not installed on this node."""
-
-    code = "engine_missing"
 
 
 def run(directory: Path) -> int:
@@ -100,23 +94,16 @@ def _launch(home: Home, spec: ReplicaSpec, port: int) -> Launch:
 
 def through(links: Path, python: Path) -> Path:
     """The same interpreter by a path under `links`: an engine's helpers show no arguments but that path."""
-    environment = python.parent.parent
+    environment = python.parent.parent.resolve()
     links.mkdir(parents=True, exist_ok=True)
     link = links / f"{environment.name}-{hashlib.sha256(str(environment).encode()).hexdigest()[:8]}"
     with contextlib.suppress(FileExistsError):  # by another agent of this node, or by this one before
         link.symlink_to(environment, target_is_directory=True)
-    return link / python.relative_to(environment)
+    return link / "bin" / python.name
 
 
 def engine_python(engine: str, gpu_type: str) -> Path:
-    """The interpreter of an engine's environment on this node. Raises `EngineMissingError`."""
+    """The interpreter of an engine's environment on this node. Raises `EngineNotInstalledError`."""
     if engine == "sim":
         return Path(sys.executable)
-    name = f"{engine}-cpu" if gpu_type == "cpu" else engine
-    root = Path(os.environ.get("PILLION_ENGINES_DIR") or "~/.pillion/engines").expanduser()
-    python = root / name / "bin" / "python"
-    if not python.exists():
-        raise EngineMissingError(
-            f"engine {name} is not installed in {root}: run `pillion engines install {name}`."
-        )
-    return python
+    return EngineEnvironments().python(f"{engine}-cpu" if gpu_type == "cpu" else engine)

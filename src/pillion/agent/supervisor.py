@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from pillion.core.errors import PillionError
 from pillion.core.replica import Failure, ReplicaSpec
 from pillion.engines.client import EngineClient, EngineError, EngineState
 from pillion.engines.driver import EngineDriver, Launch
+
+_ERROR = re.compile(r"(?:^|\s)(?:[\w.]*(?:Error|Exception)|error): ")
 
 log = structlog.get_logger(__name__)
 
@@ -212,13 +215,9 @@ class Supervisor:
 
     def _exited(self, process: EngineProcess) -> Failure:
         status = process.exit_status
-        how = (
-            "ended"
-            if status is None
-            else f"was killed by signal {-status}"
-            if status < 0
-            else f"exited with {status}"
-        )
+        if status is not None and status < 0:  # it had no time for last words
+            return Failure("engine_exited", f"the engine was killed by signal {-status}")
+        how = "ended" if status is None else f"exited with {status}"
         said = _last_words(tail(self._home.engine_log, 200))
         return Failure("engine_exited", f"the engine {how}" + (f": {said}" if said else ""))
 
@@ -241,6 +240,6 @@ def _facts(state: EngineState, process: EngineProcess) -> dict[str, object]:
 
 def _last_words(lines: list[str]) -> str:
     """The last error the log speaks of, else its last line."""
-    errors = [line for line in lines if "Error" in line or "error:" in line]
+    errors = [line for line in lines if _ERROR.search(line)]
     last = (errors or [line for line in lines if line.strip()] or [""])[-1]
     return last.strip()[-300:]
