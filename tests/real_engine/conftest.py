@@ -12,44 +12,17 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from running_engine import BASE, SLOTS, Engine
 
 import pillion.engines
 
 HERE = Path(__file__).parent
 PLUGIN = Path(pillion.engines.__file__).parent / "plugin"
-BASE = "tiny"
-SLOTS = 8
 START_S = 300
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A running engine: where it listens, its keys, and the directory of the models it was made for."""
-
-    url: str
-    infer_key: str
-    agent_key: str
-    models: Path
-    log: Path
-
-    def agent(self) -> httpx.AsyncClient:
-        return self._client(self.agent_key)
-
-    def user(self) -> httpx.AsyncClient:
-        return self._client(self.infer_key)
-
-    def _client(self, key: str) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            base_url=self.url,
-            headers={"authorization": f"Bearer {key}"},
-            timeout=120,
-            limits=httpx.Limits(max_connections=None),
-        )
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ import itertools
 import os
 import random
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
 import pytest
-from conftest import BASE, Engine
+from asking import Answer, ask, load, unload
+from running_engine import BASE, Engine
 
 pytestmark = pytest.mark.xdist_group("real_engine")
 
@@ -22,14 +22,6 @@ AT_ONCE = 24
 TIE = 1e-3
 STAYING = ("one", "two", "three")
 SWAPPED = ("four", "five")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Tokens of a greedy answer, and how far the second best lay behind at each."""
-
-    tokens: tuple[str, ...]
-    margins: tuple[float, ...]
 
 
 @dataclass
@@ -53,35 +45,11 @@ class Tally:
             self.wrong.append(f"{model} on {prompt!r}: {mixed.tokens} instead of {alone.tokens}")
 
 
-async def ask(client: httpx.AsyncClient, model: str, prompt: str) -> Answer:
-    answer = await client.post(
-        "/v1/completions",
-        json={"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0, "logprobs": 2},
-    )
-    assert answer.status_code == 200, answer.text
-    (choice,) = answer.json()["choices"]
-    best = [sorted(top.values(), reverse=True) for top in choice["logprobs"]["top_logprobs"]]
-    return Answer(tuple(choice["logprobs"]["tokens"]), tuple(two[0] - two[-1] for two in best))
-
-
 def prompts(count: int) -> list[str]:
     draw = random.Random(11)
     return [
         " ".join(f"w{draw.randrange(4, 500)}" for _ in range(draw.randrange(3, 40))) for _ in range(count)
     ]
-
-
-async def load(agent: httpx.AsyncClient, engine: Engine, name: str, folder: str) -> None:
-    body = {"name": name, "path": str(engine.models / folder)}
-    answer = await agent.post("/pillion/v1/adapters", json=body)
-    assert answer.status_code == 200, answer.text
-    assert (await agent.post(f"/pillion/v1/adapters/{name}/open")).status_code == 200
-
-
-async def unload(agent: httpx.AsyncClient, name: str, deadline_s: float = 30) -> dict[str, Any]:
-    answer = await agent.delete(f"/pillion/v1/adapters/{name}", params={"deadline_s": deadline_s})
-    assert answer.status_code == 200, answer.text
-    return dict(answer.json())
 
 
 async def swap_until(done: asyncio.Event, agent: httpx.AsyncClient, engine: Engine, tally: Tally) -> None:
@@ -141,3 +109,31 @@ def differ(alone: dict[tuple[str, str], Answer], models: list[str]) -> bool:
         if not both or same * 2 > len(both):
             return False
     return True
+
+
+async def prompt_logprobs(client: httpx.AsyncClient, model: str, prompt: str) -> list[float]:
+    """How likely `model` finds each token of `prompt` after those before it."""
+    body = {"model": model, "prompt": prompt, "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
+    answer = await client.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()["choices"][0]["logprobs"]["token_logprobs"]
+    return [value for value in found[:-1] if value is not None]
+
+
+async def test_prompts_are_scored_by_their_own_model(engine: Engine) -> None:
+    """Also by adapters of the output layer ("four"), where rows are tokens instead of requests."""
+    asked = [BASE, "adp_two@scored", "adp_four@scored"]
+    async with engine.agent() as agent, engine.user() as user:
+        for name in asked[1:]:
+            await load(agent, engine, name, name.removeprefix("adp_").split("@")[0])
+        pairs = [(model, prompt) for prompt in prompts(12) for model in asked]
+        alone = [await prompt_logprobs(user, *pair) for pair in pairs]
+        beside = [asyncio.create_task(ask(user, model, "w3 w4 w5")) for model in asked * 4]
+        mixed = await asyncio.gather(*(prompt_logprobs(user, *pair) for pair in pairs))
+        await asyncio.gather(*beside)
+        for name in asked[1:]:
+            await unload(agent, name)
+    for (model, prompt), want, got in zip(pairs, alone, mixed, strict=True):
+        assert len(want) == len(prompt.split()) - 1 or len(want) == len(prompt.split())
+        assert got == pytest.approx(want, abs=2e-3), f"{model} on {prompt!r}"
+    assert alone[0] != pytest.approx(alone[2], abs=0.1)

@@ -23,12 +23,10 @@ class FakeEngine:
         self.served: list[str] = []
         self.aborted: list[str] = []
         self.running: list[str] = []
-        self.most_mixed: set[str] = set()
         self.deaf = False
         self.adding = asyncio.Event()
         self.adding.set()
         self.ticks: asyncio.Queue[None] = asyncio.Queue()
-        self.idle_events: list[asyncio.Event] = []
 
     async def facts(self) -> EngineFacts:
         return EngineFacts("fake", "1", self.lora, "why" if self.lora == "refused" else None)
@@ -57,8 +55,6 @@ class FakeEngine:
         model = str(fields.get("model", "-"))
         self.served.append(model)
         self.running.append(model)
-        if len(set(self.running)) > len(self.most_mixed):
-            self.most_mixed = set(self.running)
         work = asyncio.ensure_future(self._answer(fields, send))
         gone = asyncio.ensure_future(self._left(receive))
         try:

@@ -25,6 +25,7 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._tokens: Groups = NO_ROWS
         self._prompts: Groups = NO_ROWS
+        self._logits: Groups = NO_ROWS
 
     def update_metadata(
         self,
@@ -38,7 +39,15 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
         self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
         self.is_prefill = mapping.is_prefill
         self._tokens = group_rows(self.token_lora_indices)
-        self._prompts = group_rows(self.sampler_indices)
+        self._logits = self._prompts = group_rows(self.sampler_indices)
+
+    def logits_are_of_tokens(self, rows: slice) -> None:
+        """The next logits are of these tokens of the step, not of one token per request."""
+        self._logits = group_rows(self.token_lora_indices[rows])
+
+    def logits_are_of_prompts(self) -> None:
+        """Takes back `logits_are_of_tokens`."""
+        self._logits = self._prompts
 
     def add_lora_linear(
         self,
@@ -81,11 +90,11 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
         buffer: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> None:
-        """Rows are those of the prompts; the vocabulary may be padded on either side."""
-        if self._prompts.blocks:
+        """One row per request, or as told; the vocabulary may be padded on either side."""
+        if self._logits.blocks:
             y, x = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
             width = min(y.shape[-1], lora_b_stacked.shape[2])
-            add_low_rank(y, x, self._prompts, (lora_a_stacked,), (lora_b_stacked,), (width,), scale=scale)
+            add_low_rank(y, x, self._logits, (lora_a_stacked,), (lora_b_stacked,), (width,), scale=scale)
 
     def apply_lora_full_linear(
         self,

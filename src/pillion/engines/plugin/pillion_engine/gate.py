@@ -27,7 +27,6 @@ from .asgi import (
 from .flight import Flight
 from .port import EngineFacts, EnginePort, EngineRefused
 from .roster import Entry, Roster
-from .turns import Side, Turns
 
 __all__ = ["MAX_BODY_BYTES", "EngineFacts", "EnginePort", "EngineRefused", "Gate"]
 
@@ -64,7 +63,6 @@ class Gate:
         self._base = base_names[0]
         self._max_body = max_body_bytes
         self._roster = Roster(port, base_names, slots)
-        self._turns = Turns()
         self._facts: EngineFacts | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,9 +115,10 @@ class Gate:
         entry = self._entry(role, model)
         flight = Flight(model or self._base)
         if entry is not None:
+            self._keep_right(facts, role, entry)
             entry.flights.add(flight)
         try:
-            await flight.run(self._turned(facts, entry), scope, body, receive, send)
+            await flight.run(self._app, scope, body, receive, send)
         finally:
             if entry is not None:
                 entry.flights.discard(flight)
@@ -143,17 +142,16 @@ class Gate:
             )
         raise Refusal(404, "model_not_found", f"The model '{model or ''}' does not exist.", param="model")
 
-    def _turned(self, facts: EngineFacts, entry: Entry | None) -> App:
-        """The engine, entered in turns where it would mix up base and adapter rows of one batch."""
-        if facts.lora != "refused" or entry is None:
-            return self._app
-        side: Side = "base" if entry.name in self._roster.bases else "adapter"
+    def _keep_right(self, facts: EngineFacts, role: Role, entry: Entry) -> None:
+        """Refuses the base where the engine is not known to keep adapters out of its rows.
 
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            async with self._turns.turn(side):
-                await self._app(scope, receive, send)
-
-        return app
+        Batches of the base alone are no way out: stock vLLM on CPUs adds an adapter's output layer to them
+        too. Before anything was loaded the agent may ask, to know what adapters are to differ from.
+        """
+        unsafe = facts.lora == "refused" and entry.name in self._roster.bases
+        if unsafe and (role == "infer" or self._roster.touched):
+            reason = f"This engine may mix adapters into its base model's answers: {facts.reason}."
+            raise Refusal(503, "base_unsafe", reason, param="model")
 
     async def _engine(self) -> EngineFacts:
         if self._facts is None:

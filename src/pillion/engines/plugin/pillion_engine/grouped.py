@@ -94,12 +94,12 @@ def add_low_rank(
     Shapes: batch [rows, at least offset + sum(widths)], x [rows, in], A_i [slots, 1, rank, in],
     B_i [slots, 1, at least widths[i], rank]. Slices an adapter leaves alone cost nothing.
     """
-    _check(groups, x, batch)
     target = batch[:, offset : offset + sum(widths)]
     for block in groups.blocks:
         ranks = [[_rank(a, span.slot, 2) for span in block.spans] for a in a_stacked]
         if not any(map(any, ranks)):
             continue
+        _check(groups, x, batch)
         rows = block.take(x)
         delta = torch.empty(block.size, sum(widths), dtype=torch.float32)
         slices = delta.split(widths, dim=1)
@@ -127,11 +127,11 @@ def expand(
     add: bool = True,
 ) -> None:
     """batch[row, offset:offset + width] (+)= low[row] @ B[slot].T. Shapes as in `add_low_rank`."""
-    _check(groups, low, batch)
     target = batch[:, offset : offset + width]
     for block in groups.blocks:
         if add and not any(_rank(b_stacked, span.slot, 3) for span in block.spans):
             continue
+        _check(groups, low, batch)
         rows = block.take(low)
         delta = torch.empty(block.size, width, dtype=torch.float32)
         for span in block.spans:

@@ -1,11 +1,12 @@
 """What vLLM runs in each of its processes at their start (entry point group `vllm.general_plugins`).
 
 On CPUs it puts `GroupedLora` in the place of vLLM's own LoRA operators, where it knows them by their source.
-Where it does not, it changes nothing and says so; the gate then keeps base and adapter requests apart.
+Where it does not, it changes nothing and says so; the gate then refuses requests for the base.
 """
 
 import hashlib
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .port import LoraPath
 log = logging.getLogger("vllm.pillion")
 
 CHECKED_VERSIONS = ("0.32.0",)
-# Of each file replaced or called back from, the sources checked (sha256).
+# Of each file, or method in one, that is replaced or calls back: the sources checked (sha256).
 RECOGNISED: dict[str, frozenset[str]] = {
     "lora/ops/torch_ops/lora_ops.py": frozenset(
         {"33bc2aca729ebc379e1725c3c1ca870e70aa3b278f0ad3d2a621e6ec8ee99c20"}
@@ -50,6 +51,9 @@ RECOGNISED: dict[str, frozenset[str]] = {
     "lora/layers/vocab_parallel_embedding.py": frozenset(
         {"0149f170d227636df382e0fa7680828ed668b8220be1186b5d22b8478212f418"}
     ),
+    "v1/worker/gpu_model_runner.py:_get_prompt_logprobs_dict": frozenset(
+        {"da93cf002defeb6b656087a139b589f09bf0bde6d4883af6196956ca62f3f2c6"}
+    ),
 }
 GROUPED = "pillion_engine.cpu_lora.GroupedLora"
 
@@ -69,14 +73,13 @@ def register() -> None:
     if not current_platform.is_cpu():
         return
     decision = decide(True, _root())
-    if decision.reason:
-        log.warning("Pillion leaves vLLM's CPU LoRA as it is: %s", decision.reason)
     platform: Any = type(current_platform)
     stock = platform.get_punica_wrapper
 
     def get_punica_wrapper(cls: object) -> str:
-        _confess(decision.lora)
-        return GROUPED if decision.lora == "grouped" else str(stock())
+        # Asked once, in a worker that is about to set up LoRA.
+        lora = _set_up(decision)
+        return GROUPED if lora == "grouped" else str(stock())
 
     platform.get_punica_wrapper = classmethod(get_punica_wrapper)
 
@@ -93,12 +96,22 @@ def decide(cpu: bool, root: Path) -> Decision:
     if not cpu:
         return Decision("native")
     for name, known in RECOGNISED.items():
-        path = root / name
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
-        if digest not in known:
+        if hashlib.sha256(_source(root, name)).hexdigest() not in known:
             versions = ", ".join(CHECKED_VERSIONS)
             return Decision("refused", f"vllm/{name} is not as in the versions checked ({versions})")
     return Decision("grouped")
+
+
+def _source(root: Path, name: str) -> bytes:
+    """What `name` holds, a file or `file:method`. Empty where there is no such thing."""
+    file, _, method = name.partition(":")
+    path = root / file
+    content = path.read_bytes() if path.is_file() else b""
+    if not method:
+        return content
+    ends = rb"(?=^    (?:def|async def|@)|^\S|\Z)"
+    found = re.search(rb"^    def " + method.encode() + rb"\(.*?" + ends, content, re.MULTILINE | re.DOTALL)
+    return found[0] if found else b""
 
 
 def _root() -> Path:
@@ -107,9 +120,20 @@ def _root() -> Path:
     return Path(vllm.__file__).parent
 
 
-def _confess(lora: LoraPath) -> None:
-    """Lets the gate, in another process, ask the worker which path it took (`collective_rpc`)."""
+def _set_up(decision: Decision) -> LoraPath:
+    """Finishes the replacement in a worker, and lets the gate ask the worker what it did."""
+    from vllm.config import get_current_vllm_config
     from vllm.v1.worker.worker_base import WorkerBase
 
-    WorkerBase.pillion_lora_path = lambda _self: lora
-    log.info("Pillion: LoRA on this CPU is %s", lora)
+    if decision.lora == "grouped" and get_current_vllm_config().use_v2_model_runner:
+        decision = Decision("refused", "model runner V2 was not checked; set VLLM_USE_V2_MODEL_RUNNER=0")
+    if decision.lora == "grouped":
+        from .prompt_rows import follow_prompts
+
+        follow_prompts()
+    # The gate, in another process, asks by `collective_rpc`.
+    WorkerBase.pillion_lora_path = lambda _self: (decision.lora, decision.reason)
+    log.info(
+        "Pillion: LoRA on this CPU is %s%s", decision.lora, f": {decision.reason}" * bool(decision.reason)
+    )
+    return decision.lora

@@ -15,7 +15,8 @@ class EngineFacts:
     """What an engine is.
 
     `lora` says how adapters are computed: `grouped` is Pillion's CPU path, `native` the engine's own,
-    `refused` the engine's own where it is not known to keep base and adapter rows apart (`reason` says why).
+    `refused` the engine's own where it is not known to keep base and adapter rows apart: the base is then
+    not served (`reason` says why).
     """
 
     engine: str

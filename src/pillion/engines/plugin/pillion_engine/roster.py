@@ -29,11 +29,15 @@ class Entry:
 
 
 class Roster:
-    """Loads, opens, closes and unloads adapters; one operation per name at a time."""
+    """Loads, opens, closes and unloads adapters; one operation per name at a time.
+
+    `touched` tells whether anything was ever loaded, or tried.
+    """
 
     def __init__(self, port: EnginePort, base_names: Iterable[str], slots: int):
         self.bases = {name: Entry(name, "", open=True) for name in base_names}
         self.adapters: dict[str, Entry] = {}
+        self.touched = False
         self._port = port
         self._slots = slots
         self._loading: set[str] = set()
@@ -55,6 +59,7 @@ class Roster:
             if known is not None:
                 known.open = False
             self._loading.add(name)
+            self.touched = True
             try:
                 return await self._add(name, path)
             finally:

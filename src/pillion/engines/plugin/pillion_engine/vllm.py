@@ -115,11 +115,12 @@ class VllmPort:
         if decision.lora == "native" or self._engine.vllm_config.lora_config is None:
             return Decision("native")
         try:
-            said = set(await self._engine.collective_rpc(WORKER_SAYS))
+            said = {tuple(answer) for answer in await self._engine.collective_rpc(WORKER_SAYS)}
         except Exception as error:
             return Decision("refused", f"the engine's workers do not have the plugin: {error}")
-        if said != {decision.lora}:
-            return Decision("refused", f"the engine's workers say {sorted(map(str, said))}")
+        if said != {(decision.lora, decision.reason)}:
+            reasons = sorted(str(reason or lora) for lora, reason in said)
+            return Decision("refused", "the engine's workers say: " + "; ".join(reasons))
         return decision
 
 
