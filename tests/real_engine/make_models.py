@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -49,6 +49,7 @@ def main(directory: Path) -> None:
     for name, (rank, modules) in ADAPTERS.items():
         adapter(base, directory / name, rank, modules)
     broken(directory)
+    (directory / "reference.json").write_text(json.dumps(reference(directory)))
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -68,6 +69,28 @@ def adapter(base: Path, directory: Path, rank: int, modules: list[str]) -> None:
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.1)
     tuned.save_pretrained(directory, save_embedding_layers=False)
+
+
+def reference(directory: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """What transformers and PEFT answer: per model and prompt the greedy tokens and the prompt's scores."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for name in ("base", *ADAPTERS):
+        model = LlamaForCausalLM.from_pretrained(directory / "base").float()
+        if name != "base":
+            model = PeftModel.from_pretrained(model, directory / name).merge_and_unload()
+        found[name] = {}
+        for seed in range(6):
+            draw = torch.Generator().manual_seed(seed)
+            ids = torch.randint(4, WORDS, (1, 5 + 6 * seed), generator=draw)
+            prompt = " ".join(f"w{token}" for token in ids[0].tolist())
+            with torch.no_grad():
+                scores = model(ids).logits[0].log_softmax(-1)
+                answer = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)
+            found[name][prompt] = {
+                "tokens": answer[0, ids.shape[1] :].tolist(),
+                "scores": scores[:-1].gather(1, ids[0, 1:, None])[:, 0].tolist(),
+            }
+    return found
 
 
 def broken(directory: Path) -> None:
