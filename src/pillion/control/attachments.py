@@ -10,16 +10,16 @@ from pillion.control import instances, lookup
 from pillion.control.context import Control
 from pillion.control.instances import Launch
 from pillion.control.keys import Principal
-from pillion.control.plan import expected_in, spec_of
+from pillion.control.plan import ended, expected_in, spec_of
 from pillion.control.views import AttachmentView, EligibleView, Page
 from pillion.core.errors import (
     AdapterNotDeployedError,
     BaseMismatchError,
+    InstanceAtCapacityError,
     InvalidRequestError,
     NotFoundError,
 )
 from pillion.core.launch import InstanceSpec
-from pillion.core.names import engine_name
 from pillion.store.rows import Adapter, AdapterVersion, Attachment, Instance
 from pillion.store.transaction import Tx
 
@@ -82,7 +82,10 @@ async def attach(control: Control, who: Principal, instance_id: int, ref: str) -
             )
         spec = await fits(tx, adapter, instance)
         there = await tx.attachments.find(who.account, adapter.row_id, instance_id)
-        if there is not None and (there.hold == "loaded" or there.state == "failed"):
+        again = there is not None and (there.hold == "loaded" or there.state == "failed")
+        if there is None or again:
+            await make_room(control, tx, instance, spec.lora.max_adapters, but=there)
+        if there is not None and again:
             row = await tx.attachments.renew(
                 who.account,
                 there.id,
@@ -105,7 +108,6 @@ async def attach(control: Control, who: Principal, instance_id: int, ref: str) -
                 drain_deadline_s=control.settings.drain_s,
             )
         await _event(control, tx, who, "attach_asked", adapter, instance_id)
-    await forget_failure(control, there, adapter)
     control.changes.notify()
     return lookup.attachment_view(row, adapter)
 
@@ -167,14 +169,26 @@ async def until_gone(control: Control, who: Principal, attachment: int, timeout:
         await control.controller.ticked.wait(seen, left)
 
 
-async def forget_failure(control: Control, before: Attachment | None, adapter: Adapter) -> None:
-    """An attachment that had failed and is asked for again is tried again."""
-    if before is None or before.state != "failed":
+async def make_room(
+    control: Control, tx: Tx, instance: Instance, capacity: int, *, but: Attachment | None = None
+) -> None:
+    """End the oldest unpinned load where all slots are taken by others than `but`.
+
+    Raises `InstanceAtCapacityError` where all are held.
+    """
+    now = control.clock()
+    rows = await tx.everyone.attachments(instance_id=instance.id, detaching=False)
+    rows = [r for r in rows if (but is None or r.id != but.id) and not ended([r], now)]
+    if len(rows) < capacity:
         return
-    async with control.db.read() as tx:
-        version = await lookup.live_version(tx, adapter)
-    if version is not None:
-        control.controller.retry(before.instance_id, engine_name(adapter.id, version.digest))
+    loads = [row for row in rows if row.hold == "loaded" and not row.pinned]
+    if not loads:
+        raise InstanceAtCapacityError(
+            f"model instance at capacity: all {capacity} slots of instance {instance.id} are held; "
+            "detach or unpin one, or use another instance."
+        )
+    oldest = min(loads, key=lambda row: (row.created_at, row.id))
+    await tx.attachments.mark_detaching(oldest.account_id, oldest.id)
 
 
 async def fits(tx: Tx, adapter: Adapter, instance: Instance) -> InstanceSpec:

@@ -13,7 +13,6 @@ from pillion.control.views import AttachmentView, BackendAdapterView, BackendVie
 from pillion.core.errors import (
     AdapterInUseError,
     AdapterNotDeployedError,
-    InstanceAtCapacityError,
     NotFoundError,
 )
 from pillion.store.rows import Adapter, Attachment, Instance
@@ -41,15 +40,12 @@ async def load(control: Control, who: Principal, ref: str, wish: Load) -> tuple[
         if version is None:
             raise AdapterNotDeployedError(f"adapter {adapter.name!r} has no bytes yet; wait for its import.")
         backends = await _backends(tx, who, adapter, wish.backends)
-        before = {b.id: await tx.attachments.find(who.account, adapter.row_id, b.id) for b in backends}
-        rows = [await _hold(control, tx, who, adapter, b, before[b.id], wish) for b in backends]
-    for found in before.values():
-        await attachments.forget_failure(control, found, adapter)
+        rows = [await _hold(control, tx, who, adapter, backend, wish) for backend in backends]
     control.changes.notify()
     if wish.wait:
         rows = await _until_settled(control, who, [row.id for row in rows])
     page = Page([lookup.attachment_view(row, adapter) for row in rows])
-    return page, wish.wait and all(row.state == "ready" for row in rows)
+    return page, wish.wait and len(rows) == len(backends) and all(row.state == "ready" for row in rows)
 
 
 async def unload(
@@ -143,15 +139,16 @@ async def _hold(
     who: Principal,
     adapter: Adapter,
     instance: Instance,
-    there: Attachment | None,
     wish: Load,
 ) -> Attachment:
     spec = await attachments.fits(tx, adapter, instance)
+    there = await tx.attachments.find(who.account, adapter.row_id, instance.id)
     now = control.clock()
     expires_at = None if wish.ttl_seconds is None else now + wish.ttl_seconds
     capacity = spec.lora.max_adapters
     if there is not None and there.hold == "attached" and there.state != "detaching":
         return there  # it is held more firmly than any load would
+    await attachments.make_room(control, tx, instance, capacity, but=there)
     if there is not None:
         return await tx.attachments.renew(
             who.account,
@@ -163,7 +160,6 @@ async def _hold(
             capacity=capacity,
             now=now,
         )
-    await _make_room(tx, instance, capacity)
     return await tx.attachments.create(
         who.account,
         adapter_row_id=adapter.row_id,
@@ -177,20 +173,6 @@ async def _hold(
         now=now,
         drain_deadline_s=control.settings.drain_s,
     )
-
-
-async def _make_room(tx: Tx, instance: Instance, capacity: int) -> None:
-    """End the oldest unpinned load where every slot is taken. Raises `InstanceAtCapacityError` where all are held."""
-    rows = await tx.everyone.attachments(instance_id=instance.id, detaching=False)
-    if len(rows) < capacity:
-        return
-    loads = [row for row in rows if row.hold == "loaded" and not row.pinned]
-    if not loads:
-        raise InstanceAtCapacityError(
-            f"model instance at capacity: all {capacity} slots of instance {instance.id} are held; detach or unpin one."
-        )
-    oldest = min(loads, key=lambda row: row.created_at)
-    await tx.attachments.mark_detaching(oldest.account_id, oldest.id)
 
 
 async def _until_settled(control: Control, who: Principal, ids: list[int]) -> list[Attachment]:

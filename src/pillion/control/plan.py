@@ -60,6 +60,20 @@ def entries(
     return tuple(sorted(found, key=lambda entry: entry.engine_name))
 
 
+def ended(attachments: Iterable[Attachment], now: float) -> list[Attachment]:
+    """Those whose time is over and that still have to go."""
+    return [
+        a
+        for a in attachments
+        if a.expires_at is not None and a.expires_at <= now and a.state != "detaching"
+    ]
+
+
+def drain_deadline(attachments: Iterable[Attachment], default: float) -> float:
+    """How long what leaves a replica may drain (seconds): the shortest of those that are asked to leave."""
+    return min((a.drain_deadline_s for a in attachments if a.state == "detaching"), default=default)
+
+
 def instance_state(
     instance: Instance, replicas: Sequence[Replica], facts: Mapping[str, ReplicaStatus]
 ) -> InstanceState:

@@ -1,0 +1,66 @@
+"""Grants on their way to agents: sent when they change, and again to whoever may have missed one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from pillion.control.agents import Agents, AgentUnreachableError
+from pillion.core.replica import Grant, GrantEntry, Replica
+
+log = structlog.get_logger(__name__)
+
+SEQUENCE_BITS = 32
+
+
+@dataclass(frozen=True)
+class Due:
+    """What a replica is to be granted."""
+
+    entries: tuple[GrantEntry, ...]
+    drain_deadline_s: float
+    retry: tuple[str, ...] = ()
+
+
+class Grants:
+    """Versions carry the lease's fencing token, so that agents refuse those of a controller that lost it."""
+
+    def __init__(self, agents: Agents) -> None:
+        self._agents = agents
+        self._token = 0
+        self._sequence = 0
+        self._sent: dict[str, tuple[str, tuple[GrantEntry, ...]]] = {}
+
+    def begin(self, token: int) -> None:
+        """Under a new lease everything is sent anew."""
+        self._token, self._sequence, self._sent = token, 0, {}
+
+    async def send(self, replicas: Iterable[Replica], due: Callable[[Replica], Due]) -> set[str]:
+        """Send what has changed to all whose agent was heard; the ids of those that took it."""
+        there = {replica.id: replica for replica in replicas}
+        for gone in self._sent.keys() - there.keys():
+            del self._sent[gone]
+        sends = [self._send(replica, due(replica)) for replica in there.values()]
+        return {replica for replica in await asyncio.gather(*sends) if replica is not None}
+
+    async def _send(self, replica: Replica, due: Due) -> str | None:
+        status = self._agents.facts.get(replica.id)
+        if status is None:
+            return None
+        now = (status.agent_epoch, due.entries)  # another life of the agent may have missed some
+        if self._sent.get(replica.id) == now and not due.retry:
+            return None
+        self._sequence += 1
+        version = (self._token << SEQUENCE_BITS) + self._sequence
+        grant = Grant(replica.id, version, due.entries, due.drain_deadline_s, due.retry)
+        try:
+            await self._agents.grant(replica, grant)
+        except AgentUnreachableError as error:
+            log.warning("grant_not_sent", replica=replica.id, error=str(error))
+            self._sent.pop(replica.id, None)
+            return None
+        self._sent[replica.id] = now
+        return replica.id
