@@ -14,29 +14,28 @@ A, B, C = Region("a"), Region("b"), Region("c")
 
 
 @pytest.mark.parametrize(
-    ("model", "regions", "wanted", "replicas", "home", "placed"),
+    ("regions", "wanted", "replicas", "home", "placed"),
     [
-        (HF, [A], None, None, None, {"a": 1}),
-        (HF, [A, B], None, None, None, {"a": 1, "b": 1}),
-        (HF, [A, B, C], None, None, None, {"a": 1, "b": 1}),
-        (HF, [A, B, C], None, 1, None, {"a": 1}),
-        (HF, [A, B, C], None, 5, None, {"a": 2, "b": 2, "c": 1}),
-        (HF, [A], None, 3, None, {"a": 3}),
-        (HF, [A, B, C], ["c"], None, None, {"c": 1}),
-        (HF, [A, B, C], ["c", "a"], None, None, {"c": 1, "a": 1}),
-        (HF, [A, B, C], ["c", "a", "b"], None, None, {"c": 1, "a": 1, "b": 1}),
-        (HF, [A, B, C], ["c", "c", "a"], None, None, {"c": 1, "a": 1}),
-        (HF, [A, B], [], None, None, {"a": 1, "b": 1}),
-        (PATH, [A, B], None, None, None, {"a": 1}),
-        (PATH, [A, B], None, None, "b", {"b": 1}),
-        (PATH, [A, B], None, 2, "b", {"b": 2}),
-        (PATH, [A, B], ["b", "a"], None, None, {"b": 1, "a": 1}),
-        (HF, [A, B], None, None, "b", {"b": 1}),
-        (HF, [A, B], ["b"], 2, "b", {"b": 2}),
+        ([A], None, None, None, {"a": 1}),
+        ([A, B], None, None, None, {"a": 1, "b": 1}),
+        ([A, B, C], None, None, None, {"a": 1, "b": 1}),
+        ([A, B, C], None, 1, None, {"a": 1}),
+        ([A, B, C], None, 5, None, {"a": 2, "b": 2, "c": 1}),
+        ([A], None, 3, None, {"a": 3}),
+        ([A, B, C], ["c"], None, None, {"c": 1}),
+        ([A, B, C], ["c", "a"], None, None, {"c": 1, "a": 1}),
+        ([A, B, C], ["c", "a", "b"], None, None, {"c": 1, "a": 1, "b": 1}),
+        ([A, B, C], ["c", "c", "a"], None, None, {"c": 1, "a": 1}),
+        ([A, B], [], None, None, {"a": 1, "b": 1}),
+        ([A, B], None, None, "b", {"b": 1}),
+        ([A, B], None, 2, "b", {"b": 2}),
+        ([A, B], ["b", "a"], None, None, {"b": 1, "a": 1}),
+        ([A, B], None, None, "b", {"b": 1}),
+        ([A, B], ["b"], 2, "b", {"b": 2}),
     ],
 )
-def test_place(model, regions, wanted, replicas, home, placed) -> None:
-    assert place(model, regions, wanted, replicas, home) == placed
+def test_place(regions, wanted, replicas, home, placed) -> None:
+    assert place(regions, wanted, replicas, home) == placed
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,7 @@ def test_place(model, regions, wanted, replicas, home, placed) -> None:
 )
 def test_what_cannot_be_placed_says_why(wanted, replicas, home, says) -> None:
     with pytest.raises(InvalidRequestError, match=says) as caught:
-        place(HF, [A, B], wanted, replicas, home)
+        place([A, B], wanted, replicas, home)
     assert caught.value.param in ("regions", "replicas")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import structlog
 
@@ -19,6 +20,7 @@ BACKOFF_MAX_S = 60.0
 STEADY_S = 30.0
 
 Key = tuple[int, str]
+Verb = Literal["apply", "delete"]
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Groups:
         self._clock = clock
         self._changes = changes
         self._seen: dict[str, list[Replica]] = {}
-        self._backoff: dict[Key, _Backoff] = {}
+        self._backoff: dict[tuple[Verb, Key], _Backoff] = {}
         self._moving: dict[Key, asyncio.Task[None]] = {}
 
     @property
@@ -57,15 +59,18 @@ class Groups:
         present: dict[Key, list[Replica]] = {}
         for replica in self.replicas:
             present.setdefault((replica.instance, replica.region), []).append(replica)
-        for key in self._backoff.keys() - wanted.keys() - present.keys():
-            del self._backoff[key]
+        self._backoff = {
+            (verb, key): b
+            for (verb, key), b in self._backoff.items()
+            if key in (wanted if verb == "apply" else present)
+        }
         for key, group in wanted.items():
             if differs(group, present.get(key, ())):
-                self._begin(key, lambda group=group: self._apply(group))  # type: ignore[misc]
+                self._begin("apply", key, lambda group=group: self._apply(group))  # type: ignore[misc]
             else:
                 self._settled(key)
         for key in present.keys() - wanted.keys():
-            self._begin(key, lambda key=key: self._delete(*key))  # type: ignore[misc]
+            self._begin("delete", key, lambda key=key: self._delete(*key))  # type: ignore[misc]
 
     async def end_all(self) -> None:
         """Stop every replica and wait for them."""
@@ -86,9 +91,9 @@ class Groups:
         except Exception:
             log.exception("region_not_observed", region=region)
 
-    def _begin(self, key: Key, work: Callable[[], Awaitable[None]]) -> None:
+    def _begin(self, verb: Verb, key: Key, work: Callable[[], Awaitable[None]]) -> None:
         """Then leave it time: longer each time that it did not hold."""
-        backoff = self._backoff.setdefault(key, _Backoff())
+        backoff = self._backoff.setdefault((verb, key), _Backoff())
         if key in self._moving or backoff.until > self._clock():
             return
         backoff.failures += 1
@@ -99,9 +104,9 @@ class Groups:
 
     def _settled(self, key: Key) -> None:
         """What has held for a while has no failures behind it any more. One that dies at once, again and again, has."""
-        backoff = self._backoff.get(key)
+        backoff = self._backoff.get(("apply", key))
         if backoff is not None and backoff.until + STEADY_S <= self._clock():
-            del self._backoff[key]
+            del self._backoff["apply", key]
 
     async def _try(self, key: Key, work: Awaitable[None]) -> None:
         try:

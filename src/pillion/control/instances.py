@@ -82,7 +82,7 @@ async def resolve(control: Control, who: Principal, wish: Launch, home: str | No
             f"model {model.name!r} is bound to region {bound!r}, the adapter to {home!r}."
         )
     regions = {region.name: region for region in control.catalogue.regions}
-    placement = rules.place(model, list(regions.values()), wish.regions, wish.replicas, home or bound)
+    placement = rules.place(list(regions.values()), wish.regions, wish.replicas, home or bound)
     gpu_type = wish.gpu_type or rules.default_gpu(regions, placement, control.catalogue.gpu_types)
     for name in placement:
         if gpu_type not in regions[name].gpus:

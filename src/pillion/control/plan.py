@@ -63,9 +63,7 @@ def entries(
 def ended(attachments: Iterable[Attachment], now: float) -> list[Attachment]:
     """Those whose time is over and that still have to go."""
     return [
-        a
-        for a in attachments
-        if a.expires_at is not None and a.expires_at <= now and a.state != "detaching"
+        a for a in attachments if a.expires_at is not None and a.expires_at <= now and a.state != "detaching"
     ]
 
 

@@ -33,7 +33,7 @@ def _spec(control: Control, name: str, index: int) -> InstanceSpec:
     pool, model = control.catalogue.pools[index], control.catalogue.model(name)
     assert model is not None  # checked with the configuration
     regions = {region.name: region for region in control.catalogue.regions}
-    placement = rules.place(model, list(regions.values()), None, pool.replicas)
+    placement = rules.place(list(regions.values()), None, pool.replicas)
     return InstanceSpec(
         source=model.source,
         kind=model.kind,

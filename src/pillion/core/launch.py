@@ -72,7 +72,6 @@ def check_lora(lora: LoraSpec, model: CatalogueModel, max_rank: int) -> LoraSpec
 
 
 def place(
-    model: CatalogueModel,
     regions: Sequence[Region],
     wanted: Sequence[str] | None,
     replicas: int | None,
@@ -80,8 +79,8 @@ def place(
 ) -> dict[str, int]:
     """Regions and replicas of a launch: what was asked for, else SPEC §4's default.
 
-    A model of the hub gets 2 replicas in 2 regions where two exist; one on a filesystem gets 1. `home` pins it
-    to a region. Raises `InvalidRequestError`.
+    That is 2 replicas in 2 regions where two exist. `home` pins it to a region, of which a model on a shared
+    filesystem and some adapters are: then it is 1. Raises `InvalidRequestError`.
     """
     known = {region.name: region for region in regions}
     for name in [*(wanted or ()), *([home] if home else ())]:
@@ -103,8 +102,7 @@ def place(
         )
     names = asked or ([home] if home else list(known))
     if replicas is None:
-        one = model.source.startswith("path:") and not asked
-        replicas = 1 if one else len(asked) or min(DEFAULT_SPREAD, len(names))
+        replicas = len(asked) or min(DEFAULT_SPREAD, len(names))
     names = names[:replicas]
     share, rest = divmod(replicas, len(names))
     return {name: share + (index < rest) for index, name in enumerate(names)}

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pillion.control.context import Control
+from pillion.control.keys import Principal
+from tests.control.fakes import AgentServer, FakeFleet, agent_server
+from tests.control.world import World, fleets
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[tuple[AgentServer, str]]:
+    async with agent_server() as served:
+        yield served
+
+
+@pytest.fixture
+def world(server: tuple[AgentServer, str], tmp_path: Path) -> World:
+    return World(tmp_path, fleets(*server, "local"))
+
+
+@pytest.fixture
+def fleet(world: World) -> FakeFleet:
+    return world.fleets["local"]
+
+
+@pytest.fixture
+async def control(world: World) -> AsyncIterator[Control]:
+    async with world.control() as made:
+        yield made
+
+
+@pytest.fixture
+async def who(world: World, control: Control) -> Principal:
+    return await world.account(control)
