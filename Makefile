@@ -21,7 +21,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "error: $(PYTHON) cannot make virtual environments (on Debian: apt-get install python3-venv)"; exit 1; }
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install -q --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
-	@$(BIN)/python -m uv pip install -q -p $(BIN)/python -r requirements.lock --no-deps -e .
+	@$(BIN)/python -m uv pip install -q -p $(BIN)/python --compile-bytecode -r requirements.lock --no-deps -e .
 	@touch $@
 	@echo "pillion is in $(BIN)/pillion"
 
