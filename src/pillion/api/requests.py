@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Text = Field(max_length=1000)
+Short = Annotated[str, Field(max_length=200)]
 
 
 class _Body(BaseModel):
@@ -23,15 +24,15 @@ class LoraBody(_Body):
 
 class LaunchBody(_Body):
     model: str = Text
-    regions: list[str] | None = Field(default=None, max_length=64)
-    gpu_type: str | None = None
+    regions: list[Short] | None = Field(default=None, max_length=64)
+    gpu_type: Short | None = None
     gpu_count: int = Field(default=1, ge=1, le=64)
     replicas: int | None = Field(default=None, ge=1, le=1000)
     lora: LoraBody | None = None
     engine: Literal["vllm", "sim"] | None = None
-    image: str | None = None
+    image: str | None = Field(default=None, max_length=1000)
     openai_compatible: bool = True
-    custom_api_path: str | None = Field(default=None, max_length=200)
+    custom_api_path: str | None = Field(default=None, max_length=200, pattern="^/")
     options: dict[str, Any] = Field(default_factory=dict, description="Engine options the operator allows.")
 
 
@@ -47,7 +48,7 @@ class DeployBody(_Body):
 
 
 class AttachBody(_Body):
-    adapter: str | int = Field(description="Public id, row id or name.")
+    adapter: Short | int = Field(description="Public id, row id or name.")
 
 
 class MoveBody(_Body):
@@ -60,7 +61,7 @@ class ImportBody(_Body):
     base_model: str = Text
     repo: str = Field(max_length=200)
     revision: str | None = Field(default=None, max_length=200)
-    region: str | None = None
+    region: Short | None = None
 
 
 class RenameBody(_Body):
@@ -68,7 +69,7 @@ class RenameBody(_Body):
 
 
 class LoadBody(_Body):
-    backends: list[int | str] | None = Field(default=None, max_length=64)
+    backends: list[int | Short] | None = Field(default=None, max_length=64)
     pin: bool = False
     ttl_seconds: float | None = Field(default=None, gt=0, le=31_536_000)
     session_key: str | None = Field(default=None, max_length=200)
@@ -76,11 +77,11 @@ class LoadBody(_Body):
 
 
 class UnloadBody(_Body):
-    backends: list[int | str] | None = Field(default=None, max_length=64)
+    backends: list[int | Short] | None = Field(default=None, max_length=64)
 
 
 class WarmupBody(_Body):
-    adapters: list[str | int] = Field(max_length=200)
+    adapters: list[Short | int] = Field(max_length=200)
 
 
 class KeyBody(_Body):
@@ -100,7 +101,7 @@ class RegisterModelBody(_Body):
     source: str = Field(max_length=1000, description="hf:<repo>[@revision] or path:<directory>")
     kind: Literal["chat", "embedding"] = "chat"
     lora: bool = True
-    region: str | None = None
+    region: Short | None = None
 
 
 class HfTokenBody(_Body):

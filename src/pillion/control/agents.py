@@ -80,9 +80,11 @@ class Agents:
             known = self.facts.get(replica.id)
             try:
                 status = await self._status(replica, known)
-            except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
+            except (
+                Exception
+            ) as error:  # whatever it was: who is not heard is not routed to, and is asked again
                 if known is not None:
-                    log.warning("agent_unreachable", replica=replica.id, error=str(error))
+                    log.warning("agent_unreachable", replica=replica.id, error=repr(error))
                     del self.facts[replica.id]
                     self._changes.notify()
                 await asyncio.sleep(RETRY_S)

@@ -75,10 +75,14 @@ class Controller:
         await self._groups.end_all()
 
     async def release(self) -> None:
-        """Let another control act at once."""
-        if self._lease is not None:
+        """Let another control act at once. Where the database is away the lease runs out by itself."""
+        if self._lease is None:
+            return
+        try:
             async with self._control.db.transaction() as tx:
                 await tx.leases.release(LEASE, self._lease.token)
+        except UnavailableError as error:
+            log.warning("lease_not_released", error=error.message)
 
     # The loops.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from pillion.artifacts.hub import Hub, HubRepo
-from pillion.artifacts.models import parse_source
+from pillion.artifacts.models import HubSource, PathSource, parse_source
 from pillion.artifacts.receive import receive
 from pillion.artifacts.store import Intake
 from pillion.control import accounts, bases, jobs, lookup, registration
@@ -14,7 +14,7 @@ from pillion.control.jobs import Progress
 from pillion.control.keys import Principal
 from pillion.control.views import ImportView
 from pillion.core.adapters.verify import Limits
-from pillion.core.errors import NotFoundError
+from pillion.core.errors import InvalidRequestError, NotFoundError
 from pillion.core.names import Ref, new_id
 from pillion.store.rows import Adapter, Job
 
@@ -34,7 +34,7 @@ async def begin(
 ) -> ImportView:
     """The adapter, in state `importing`, and the job that brings its bytes."""
     registration.check(control, name, region)
-    parse_source(f"hf:{repo}" + (f"@{revision}" if revision else ""))
+    _check_repo(repo, revision)
     await bases.base_of(control, who, base)
     async with control.db.transaction() as tx:
         row = await registration.create(control, tx, who, name, base, region, "importing")
@@ -42,12 +42,26 @@ async def begin(
             who.account,
             new_id("job", control.choice),
             kind=KIND,
-            subject={"adapter": row.id, "repo": repo, "revision": revision, "by": who.key},
+            subject={"adapter": row.id, "repo": repo, "revision": revision or None, "by": who.key},
             now=control.clock(),
         )
         view = await lookup.adapter_view(control, tx, row)
     control.changes.notify()
     return ImportView(view, jobs.view(job))
+
+
+def _check_repo(repo: str, revision: str | None) -> None:
+    try:
+        parsed: HubSource | PathSource | None = parse_source(
+            f"hf:{repo}" + (f"@{revision}" if revision else "")
+        )
+    except InvalidRequestError:
+        parsed = None
+    if parsed != HubSource(repo, revision or None):
+        raise InvalidRequestError(
+            f"repo {repo[:120]!r} with revision {str(revision)[:120]!r} names no repository such as owner/name.",
+            param="repo",
+        )
 
 
 async def work(control: Control, job: Job, progress: Progress) -> str:

@@ -90,6 +90,11 @@ async def resolve(control: Control, who: Principal, wish: Launch, home: str | No
                 f"region {name!r} has no GPU type {gpu_type!r}; it has: {', '.join(regions[name].gpus)}.",
                 param="gpu_type",
             )
+        if wish.gpu_count > regions[name].gpus[gpu_type]:
+            raise InvalidRequestError(
+                f"region {name!r} has {regions[name].gpus[gpu_type]} of {gpu_type!r}, not {wish.gpu_count} for one replica.",
+                param="gpu_count",
+            )
     return InstanceSpec(
         source=model.source,
         kind=model.kind,

@@ -11,7 +11,7 @@ import structlog
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.views import ErrorView, JobView, Page
-from pillion.core.errors import ConflictError, NotFoundError, PillionError
+from pillion.core.errors import ConflictError, NotFoundError, PillionError, UnavailableError
 from pillion.store.rows import Job
 
 log = structlog.get_logger(__name__)
@@ -24,18 +24,29 @@ ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Progress:
-    """How a running job tells how far it is. `report` raises `JobCancelledError` once nobody wants it any more."""
+    """How a running job tells how far it is, and that its worker lives."""
 
     def __init__(self, control: Control, job: Job, holder: str) -> None:
         self._control, self._job, self._holder = control, job, holder
+        self._last = (job.progress, job.message)
 
     async def report(self, progress: float, message: str) -> None:
-        """`progress` from 0 to 1."""
-        now = self._control.clock()
-        async with self._control.db.transaction() as tx:
-            held = await tx.jobs.progress(
-                self._job.account_id, self._job.id, self._holder, progress=progress, message=message, now=now
-            )
+        """`progress` from 0 to 1. Raises `JobCancelledError` once nobody wants it any more."""
+        self._last = (progress, message)
+        await self.beat()
+
+    async def beat(self) -> None:
+        """Say the last again, lest the job be taken for abandoned. A database that is away stops no work."""
+        progress, message = self._last
+        now, job = self._control.clock(), self._job
+        try:
+            async with self._control.db.transaction() as tx:
+                held = await tx.jobs.progress(
+                    job.account_id, job.id, self._holder, progress=progress, message=message, now=now
+                )
+        except UnavailableError as error:
+            log.warning("progress_not_written", job=job.id, error=error.message)
+            return
         if not held:
             raise JobCancelledError
 
@@ -88,8 +99,9 @@ async def cancel(control: Control, who: Principal, id: str) -> JobView:
         row = await tx.jobs.cancel(who.account, id, control.clock())
     if row is None:
         raise ConflictError(f"job {id} has ended already: {before.state}.")
-    if before.state == "queued":  # no worker has it, so none will notice
-        await control.job_ends[row.kind](control, row)
+    ended = control.job_ends.get(row.kind)
+    if ended is not None:  # a worker would do it too, if there is one
+        await ended(control, row)
     return view(row)
 
 
@@ -117,31 +129,59 @@ async def run(control: Control, holder: str, kind: str, work: Work, ended: Ended
     control.job_ends[kind] = ended
     while True:
         seen = control.changes.count
-        now = control.clock()
-        async with control.db.transaction() as tx:
-            job = await tx.everyone.claim_job(kind, holder, now, stale_before=now - STALE_S)
-        if job is None:
-            await control.changes.wait(seen, POLL_S)
-            continue
-        await _work(control, holder, job, work, ended)
+        try:
+            job = await _claim(control, holder, kind)
+            if job is not None:
+                await _work(control, holder, job, work, ended)
+                continue
+        except UnavailableError as error:  # a job it had is taken over once it is stale
+            log.warning("database_away", error=error.message)
+        await control.changes.wait(seen, POLL_S)
+
+
+async def _claim(control: Control, holder: str, kind: str) -> Job | None:
+    now = control.clock()
+    async with control.db.transaction() as tx:
+        return await tx.everyone.claim_job(kind, holder, now, stale_before=now - STALE_S)
 
 
 async def _work(control: Control, holder: str, job: Job, work: Work, ended: Ended) -> None:
+    progress = Progress(control, job, holder)
     try:
-        message = await work(control, job, Progress(control, job, holder))
+        message = await _beating(work(control, job, progress), progress)
     except JobCancelledError:
-        log.info("job_cancelled", job=job.id)
-        await ended(control, job)
-        return
+        log.info("job_let_go", job=job.id)
     except PillionError as error:
         await _fail(control, holder, job, error)
-        await ended(control, job)
-        return
-    except Exception as error:
+    except Exception:
         log.exception("job_failed", job=job.id)
-        await _fail(control, holder, job, PillionError(f"something went wrong on our side: {error}"))
-        await ended(control, job)
+        await _fail(
+            control, holder, job, PillionError("something went wrong on our side; the log has the details.")
+        )
+    else:
+        await _succeed(control, holder, job, message)
         return
+    async with control.db.read() as tx:
+        now = await tx.jobs.get(job.account_id, job.id)
+    if now is not None and now.state in ("failed", "cancelled"):  # else another worker has taken it over
+        await ended(control, job)
+
+
+async def _beating(work: Awaitable[str], progress: Progress) -> str:
+    """What the work gives. It is stopped where the job is not ours any more, and has then cleaned up."""
+    working = asyncio.ensure_future(work)
+    try:
+        while not working.done():
+            await asyncio.wait([working], timeout=HEARTBEAT_S)
+            if not working.done():
+                await progress.beat()
+        return working.result()
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+
+async def _succeed(control: Control, holder: str, job: Job, message: str) -> None:
     async with control.db.transaction() as tx:
         await tx.jobs.finish(
             job.account_id, job.id, holder, state="succeeded", now=control.clock(), message=message

@@ -10,6 +10,7 @@ from pillion.core import keys
 from pillion.core.errors import InsufficientScopeError, InvalidApiKeyError, NotFoundError
 from pillion.core.names import new_id
 from pillion.store.rows import ApiKey
+from pillion.store.transaction import Tx
 
 
 @dataclass(frozen=True)
@@ -57,35 +58,45 @@ async def create(control: Control, who: Principal, name: str, scopes: list[str])
     return await _mint(control, who.account, name, scopes, by=who.key)
 
 
-async def create_for(control: Control, account: str, name: str, scopes: list[str]) -> KeyView:
+async def create_for(control: Control, who: Principal, account: str, name: str, scopes: list[str]) -> KeyView:
     """A key for any account, by the operator."""
     async with control.db.read() as tx:
         if await tx.accounts.get(account) is None:
-            raise NotFoundError(f"there is no account {account!r}.")
-    return await _mint(control, account, name, scopes, by="operator")
+            raise NotFoundError(f"there is no account {account[:80]!r}.")
+    return await _mint(control, account, name, scopes, by=who.key)
 
 
-async def mint(
-    control: Control, account: str, name: str, scopes: list[str], text: str | None = None
-) -> KeyView:
-    """Store a key: a new one, or `text`, which must be well-formed."""
-    key = keys.parse(text) if text is not None else keys.mint(control.choice)
+async def mint(control: Control, account: str, name: str, scopes: list[str]) -> KeyView:
+    """A new key of an account, stored. Its text is in the answer alone."""
+    key = new(control)
+    async with control.db.transaction() as tx:
+        row = await store(control, tx, account, name, scopes, key)
+    control.changes.notify()
+    return _view(row, key.text)
+
+
+def new(control: Control, text: str | None = None) -> keys.Key:
+    """A new key, or the one in `text`. Raises `InvalidApiKeyError` where that is none."""
+    key = keys.mint(control.choice) if text is None else keys.parse(text)
     if key is None:
         raise InvalidApiKeyError(
             "PILLION_ADMIN_KEY is not a well-formed key (pil_ and 50 characters, the last 6 a checksum)."
         )
-    async with control.db.transaction() as tx:
-        row = await tx.keys.create(
-            account,
-            new_id("key", control.choice),
-            lookup=key.lookup,
-            digest=keys.digest(control.pepper, key.text),
-            name=name,
-            scopes=scopes,
-            now=control.clock(),
-        )
-    control.changes.notify()
-    return _view(row, key.text)
+    return key
+
+
+async def store(
+    control: Control, tx: Tx, account: str, name: str, scopes: list[str], key: keys.Key
+) -> ApiKey:
+    return await tx.keys.create(
+        account,
+        new_id("key", control.choice),
+        lookup=key.lookup,
+        digest=keys.digest(control.pepper, key.text),
+        name=name,
+        scopes=list(dict.fromkeys(scopes)),
+        now=control.clock(),
+    )
 
 
 async def _mint(control: Control, account: str, name: str, scopes: list[str], by: str) -> KeyView:

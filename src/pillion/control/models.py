@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from pillion.artifacts import models as sources
 from pillion.control.context import Control
 from pillion.control.keys import Principal
@@ -50,15 +52,15 @@ async def register(
     if control.catalogue.model(name) is not None:
         raise NameTakenError(f"name {name!r} is a model of the catalogue; choose another.", param="name")
     if region is not None and control.catalogue.region(region) is None:
-        raise InvalidRequestError(f"region {region!r} does not exist.", param="region")
+        raise InvalidRequestError(f"region {region[:80]!r} does not exist.", param="region")
     if kind == "embedding" and lora:
         raise InvalidRequestError("embedding models never take LoRA; send lora: false.", param="lora")
     if source.startswith("path:"):
         root = control.settings.models_root / who.account
-        source = f"path:{sources.check_under_root(source.removeprefix('path:'), root)}"
-        region = region or control.catalogue.regions[0].name
-    elif not source.startswith("hf:"):
-        raise InvalidRequestError("source must be hf:<repo>[@revision] or path:<directory>.", param="source")
+        found = await asyncio.to_thread(sources.check_under_root, source.removeprefix("path:"), root)
+        source, region = f"path:{found}", region or control.catalogue.regions[0].name
+    else:
+        sources.parse_source(source)
     async with control.db.transaction() as tx:
         row = await tx.models.create(
             who.account, name=name, source=source, kind=kind, lora=lora, region=region, now=control.clock()

@@ -38,6 +38,8 @@ async def create(
     cap = TIER_ADAPTERS[account.tier]
     if await tx.adapters.count(who.account) >= cap:
         raise AdapterQuotaError(f"tier {account.tier!r} has room for {cap} adapters; delete one first.")
+    if control.catalogue.model(base) is None and await tx.models.get(who.account, base) is None:
+        raise InvalidRequestError(f"base_model {base!r} was deleted meanwhile.", param="base_model")
     row = await tx.adapters.create(
         who.account,
         new_id("adp", control.choice),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from pillion.artifacts.receive import receive
 from pillion.artifacts.store import Intake
@@ -41,6 +41,7 @@ class Upload:
         if not self._intake.size:
             raise InvalidRequestError("part 'file' is missing or empty.", param="file")
         base = await bases.base_of(control, who, base_name)
+        await self._rehearse(name, base_name, region)
         limits = Limits(control.settings.max_rank, control.settings.max_adapter_bytes)
         stored = await receive(self._intake, bytes(self._config) or None, base, limits)
         async with control.db.transaction() as tx:
@@ -49,6 +50,17 @@ class Upload:
             view = await lookup.adapter_view(control, tx, row)
         control.changes.notify()
         return view
+
+    async def _rehearse(self, name: str, base: str, region: str | None) -> None:
+        """Raise what registering will raise before the bytes are kept, which then are not."""
+        with suppress(_RehearsedError):
+            async with self._control.db.transaction() as tx:
+                await registration.create(self._control, tx, self._who, name, base, region, "registered")
+                raise _RehearsedError
+
+
+class _RehearsedError(Exception):
+    """Rolls back a transaction that was only to show whether it could be done."""
 
 
 @asynccontextmanager

@@ -152,6 +152,19 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _check(config: Config) -> None:
     """What types cannot say. Raises `ConfigError`."""
     catalogue = config.catalogue()
+    if not config.artifacts_url.startswith("file:///"):
+        raise ConfigError(f"artifacts.url {config.artifacts_url!r} must be file:///an/absolute/directory")
+    _check_names(catalogue)
+    for model in catalogue.models:
+        _check_model(model)
+    for pool in catalogue.pools:
+        _check_pool(pool, catalogue)
+    for gpu in catalogue.gpu_types:
+        if not _RATE.fullmatch(gpu.rate_per_hour):
+            raise ConfigError(f"[[gpu_types]] {gpu.name}: rate_per_hour {gpu.rate_per_hour!r} is no amount")
+
+
+def _check_names(catalogue: Catalogue) -> None:
     named = {
         "regions": [region.name for region in catalogue.regions],
         "models": [model.name for model in catalogue.models],
@@ -168,13 +181,6 @@ def _check(config: Config) -> None:
                 raise ConfigError(
                     f"[[{section}]] name {name[:80]!r} must be 1 to 63 of a-z 0-9 . _ -, beginning with a letter or digit"
                 )
-    for model in catalogue.models:
-        _check_model(model)
-    for pool in catalogue.pools:
-        _check_pool(pool, catalogue)
-    for gpu in catalogue.gpu_types:
-        if not _RATE.fullmatch(gpu.rate_per_hour):
-            raise ConfigError(f"[[gpu_types]] {gpu.name}: rate_per_hour {gpu.rate_per_hour!r} is no amount")
 
 
 def _check_model(model: CatalogueModel) -> None:

@@ -29,6 +29,8 @@ from pillion.main.files import private_once, write_private
 from pillion.main.lifetime import Stop
 from pillion.store.database import Database
 
+IMPORTS = 4  # at a time
+
 log = structlog.get_logger(__name__)
 
 
@@ -40,13 +42,16 @@ async def control(
     stop.listen()
     async with AsyncExitStack() as stack:
         ctl = await _compose(config, stack)
-        _say_first_key(config, await accounts.bootstrap(ctl, os.environ.get("PILLION_ADMIN_KEY")))
+        await _bootstrap(ctl, config)
         await pools.ensure(ctl)
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         tasks = [
             asyncio.create_task(ctl.controller.run(), name="controller"),
-            asyncio.create_task(
-                jobs.run(ctl, holder, imports.KIND, imports.work, imports.ended), name="imports"
+            *(
+                asyncio.create_task(
+                    jobs.run(ctl, holder, imports.KIND, imports.work, imports.ended), name=f"imports:{number}"
+                )
+                for number in range(IMPORTS)
             ),
         ]
         servers = [
@@ -115,12 +120,12 @@ def _vault_key(config: Config) -> bytes:
     return private_once(config.data_dir / "secret-key", lambda: Fernet.generate_key().decode()).encode()
 
 
-def _say_first_key(config: Config, key: str | None) -> None:
-    if key is None:
-        return
+async def _bootstrap(ctl: Control, config: Config) -> None:
     path = config.data_dir / "admin-key"
-    write_private(path, key + "\n")
-    print(f"admin key (also in {path}, shown only now): {key}", flush=True)
+    preset = os.environ.get("PILLION_ADMIN_KEY") or None
+    key = await accounts.bootstrap(ctl, preset, lambda text: write_private(path, text + "\n"))
+    if key is not None:
+        print(f"admin key (also in {path}, shown only now): {key}", flush=True)
 
 
 class _Server(uvicorn.Server):
