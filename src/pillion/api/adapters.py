@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
@@ -38,6 +38,11 @@ router = APIRouter(tags=["adapters"])
 
 After = Annotated[str | None, Query(max_length=40, description="Cursor: `next` of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+BINARY = {"type": "string", "format": "binary"}
+UPLOAD = "/v1/adapters/upload"
+_LATER: dict[int | str, dict[str, Any]] = {
+    202: {"description": "Begun, and not done yet.", "model": Page[AttachmentView]}
+}
 _UPLOAD = {
     "requestBody": {
         "required": True,
@@ -45,13 +50,13 @@ _UPLOAD = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "required": ["file"],
+                    "required": ["name", "base_model", "file"],
                     "properties": {
                         "name": {"type": "string"},
                         "base_model": {"type": "string"},
                         "region": {"type": "string"},
-                        "file": {"type": "string", "format": "binary"},
-                        "config": {"type": "string", "format": "binary"},
+                        "file": BINARY,
+                        "config": BINARY,
                     },
                 }
             }
@@ -80,7 +85,7 @@ async def import_adapter(control: Ctl, caller: Manager, body: ImportBody) -> Imp
     )
 
 
-@router.post("/v1/adapters/upload", status_code=201, openapi_extra=_UPLOAD)
+@router.post(UPLOAD, status_code=201, openapi_extra=_UPLOAD)
 async def upload_adapter(control: Ctl, caller: Manager, request: Request) -> AdapterView:
     """Register an adapter from `file`: a safetensors file, a `.tar.gz` or a `.zip` of a PEFT folder."""
     async with uploads.receiving(control, caller) as upload:
@@ -132,7 +137,7 @@ async def deploy_adapter(control: Ctl, caller: Manager, ref: str, body: DeployBo
     return await attachments.launch_and_attach(control, caller, ref, launch_of(body.launch))
 
 
-@router.post("/v1/adapters/{ref}/load")
+@router.post("/v1/adapters/{ref}/load", responses=_LATER)
 async def load_adapter(
     control: Ctl, caller: Manager, ref: str, response: Response, body: LoadBody | None = None
 ) -> Page[AttachmentView]:
@@ -144,7 +149,7 @@ async def load_adapter(
     return page
 
 
-@router.post("/v1/adapters/{ref}/unload")
+@router.post("/v1/adapters/{ref}/unload", responses=_LATER)
 async def unload_adapter(
     control: Ctl, caller: Manager, ref: str, response: Response, body: UnloadBody | None = None
 ) -> Page[AttachmentView]:
@@ -171,7 +176,11 @@ async def adapter_events(
     return await adapters.events(control, caller, ref, after, limit)
 
 
-@router.get("/v1/adapters/{ref}/download", response_class=FileResponse)
+@router.get(
+    "/v1/adapters/{ref}/download",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/octet-stream": {"schema": BINARY}}}},
+)
 async def download_adapter(control: Ctl, caller: Manager, ref: str) -> FileResponse:
     """The live version's weights, as they were verified."""
     path, name = await adapters.weights(control, caller, ref)

@@ -9,12 +9,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from pillion import __version__
 from pillion.api import accounts, adapters, instances, jobs, keys, models
 from pillion.api.errors import ErrorBody
+from pillion.api.limits import BodyLimit
 from pillion.control.context import Control
-from pillion.core.errors import InvalidRequestError, NotFoundError, PillionError
+from pillion.core.errors import InvalidRequestError, NotFoundError, PillionError, RequestTooLargeError
 
 log = structlog.get_logger(__name__)
 
@@ -30,17 +32,33 @@ async def _known(_: Request, error: Exception) -> Response:
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    reasons = tuple(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
-    param = ".".join(str(part) for part in error.errors()[0]["loc"][1:]) or None
+    found = error.errors()
+    reasons = tuple(_printable(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}") for e in found)
+    where = () if found[0]["type"] == "json_invalid" else found[0]["loc"][1:]
+    param = _printable(".".join(str(part) for part in where)) or None
     return error_response(InvalidRequestError("; ".join(reasons), param=param, reasons=reasons))
 
 
 async def _http(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses. It keeps its status and headers, in our shape."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         return error_response(NotFoundError(f"there is nothing at {request.url.path}; see /openapi.json."))
+    if error.status_code == 413:
+        return error_response(RequestTooLargeError(str(error.detail)))
     body = InvalidRequestError(str(error.detail)).body()
     return JSONResponse(body, error.status_code, dict(error.headers or {}))
+
+
+async def _left(request: Request, _: Exception) -> Response:
+    """Nobody is there to read it; what was received so far is gone."""
+    log.info("client_left", path=request.url.path)
+    return Response(status_code=499)
+
+
+def _printable(text: str) -> str:
+    """At most 300 characters of it, as JSON can carry them: a client's own keys are in it."""
+    return text[:300].encode("utf-8", "replace").decode()
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
@@ -54,9 +72,15 @@ def build(control: Control) -> FastAPI:
         title="Pillion",
         version=__version__,
         description="Many LoRA adapters on a few running base models.",
-        responses={"4XX": {"description": "An error in OpenAI's shape.", "model": ErrorBody}},
+        redirect_slashes=False,  # a gateway is in front: where to would be wrong
+        generate_unique_id_function=lambda route: route.name,
+        responses={
+            "4XX": {"description": "An error in OpenAI's shape.", "model": ErrorBody},
+            "5XX": {"description": "An error in OpenAI's shape.", "model": ErrorBody},
+        },
     )
     app.state.control = control
+    app.add_middleware(BodyLimit, streamed=(adapters.UPLOAD,))
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     for module in (adapters, instances, models, jobs, keys, accounts):
@@ -73,5 +97,6 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Respon
     PillionError: _known,
     RequestValidationError: _invalid,
     HTTPException: _http,
+    ClientDisconnect: _left,
     Exception: _unexpected,
 }

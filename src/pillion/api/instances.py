@@ -43,7 +43,11 @@ async def stop_instance(control: Ctl, caller: Manager, id: int) -> InstanceView:
     return await instances.stop(control, caller, id)
 
 
-@router.get("/v1/instances/{id}/logs", response_class=StreamingResponse)
+@router.get(
+    "/v1/instances/{id}/logs",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def instance_logs(
     control: Ctl,
     caller: Manager,
@@ -74,7 +78,10 @@ async def attach_adapter(control: Ctl, caller: Manager, id: int, body: AttachBod
     return await attachments.attach(control, caller, id, str(body.adapter))
 
 
-@router.delete("/v1/instances/{id}/adapters/{ref}")
+@router.delete(
+    "/v1/instances/{id}/adapters/{ref}",
+    responses={202: {"description": "It drains.", "model": AttachmentView}},
+)
 async def detach_adapter(
     control: Ctl, caller: Manager, id: int, ref: str, response: Response, force: bool = False
 ) -> AttachmentView:

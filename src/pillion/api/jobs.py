@@ -18,7 +18,11 @@ async def list_jobs(control: Ctl, caller: Caller, after: After = None, limit: Li
     return await jobs.listing(control, caller, after, limit)
 
 
-@router.get("/v1/jobs/{id}", response_model=JobView)
+@router.get(
+    "/v1/jobs/{id}",
+    response_model=JobView,
+    responses={200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}},
+)
 async def get_job(control: Ctl, caller: Caller, id: str, follow: bool = False) -> JobView | StreamingResponse:
     """`follow` streams the job as one JSON document per line whenever it changes, until it has ended."""
     view = await jobs.get(control, caller, id)

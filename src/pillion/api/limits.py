@@ -1,0 +1,35 @@
+"""How much of a request's body is read. Uploads have limits of their own, and go to disk as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY = 1 << 20
+
+
+class BodyLimit:
+    """Reading more than `limit` bytes raises 413, except of the paths in `streamed`."""
+
+    def __init__(self, app: ASGIApp, streamed: Collection[str], limit: int = MAX_BODY) -> None:
+        self._app = app
+        self._streamed = streamed
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in self._streamed:
+            await self._app(scope, receive, send)
+            return
+        taken = 0
+
+        async def limited() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._limit:
+                raise HTTPException(413, f"the request's body is over {self._limit} bytes.")
+            return message
+
+        await self._app(scope, limited, send)

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.api.site import Site
+from tests.api.site import site as made_site
+from tests.control.fakes import agent_server
+from tests.control.world import World, fleets
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with agent_server() as served:
+        yield World(tmp_path, fleets(*served, "local", "far"))
+
+
+@pytest.fixture
+async def site(world: World) -> AsyncIterator[Site]:
+    async with made_site(world) as made:
+        yield made
