@@ -80,40 +80,16 @@ async def attach(control: Control, who: Principal, instance_id: int, ref: str) -
             raise InvalidRequestError(
                 f"instance {instance_id} is a shared pool: load adapters there.", param="instance_id"
             )
-        spec = await fits(tx, adapter, instance)
-        there = await tx.attachments.find(who.account, adapter.row_id, instance_id)
-        again = there is not None and (there.hold == "loaded" or there.state == "failed")
-        if there is None or again:
-            await make_room(control, tx, instance, spec.lora.max_adapters, but=there)
-        if there is not None and again:
-            row = await tx.attachments.renew(
-                who.account,
-                there.id,
-                hold="attached",
-                pinned=False,
-                expires_at=None,
-                session_key=None,
-                capacity=spec.lora.max_adapters,
-                now=control.clock(),
-            )
-        else:
-            row = await tx.attachments.create(
-                who.account,
-                adapter_row_id=adapter.row_id,
-                instance_id=instance_id,
-                hold="attached",
-                capacity=spec.lora.max_adapters,
-                wanted=expected_in(spec, adapter.region),
-                now=control.clock(),
-                drain_deadline_s=control.settings.drain_s,
-            )
-        await _event(control, tx, who, "attach_asked", adapter, instance_id)
+        row = await _attach(control, tx, who, adapter, instance)
     control.changes.notify()
     return lookup.attachment_view(row, adapter)
 
 
 async def launch_and_attach(control: Control, who: Principal, ref: str, wish: Launch) -> AttachmentView:
-    """Launch an instance of the adapter's base with LoRA, in its region, and attach it as the first one."""
+    """Launch an instance of the adapter's base with LoRA, in its region, and attach it as the first one.
+
+    Both or neither: an adapter that the launch could not take launches nothing.
+    """
     async with control.db.read() as tx:
         adapter = await lookup.adapter(tx, who, ref)
     if wish.model != adapter.base_model:
@@ -123,8 +99,45 @@ async def launch_and_attach(control: Control, who: Principal, ref: str, wish: La
         )
     if not wish.lora.enabled:
         raise InvalidRequestError("launch it with LoRA: send launch.lora.", param="launch.lora")
-    made = await instances.launch(control, who, wish, home=adapter.region)
-    return await attach(control, who, made.id, adapter.id)
+    spec = await instances.resolve(control, who, wish, adapter.region)
+    async with control.db.transaction() as tx:
+        adapter = await lookup.adapter(tx, who, adapter.id)
+        instance = await instances.create(control, tx, who, wish.model, spec)
+        row = await _attach(control, tx, who, adapter, instance)
+    control.changes.notify()
+    return lookup.attachment_view(row, adapter)
+
+
+async def _attach(
+    control: Control, tx: Tx, who: Principal, adapter: Adapter, instance: Instance
+) -> Attachment:
+    spec = await fits(tx, adapter, instance)
+    there = await tx.attachments.find(who.account, adapter.row_id, instance.id)
+    again = there is not None and (there.hold == "loaded" or there.state == "failed")
+    if there is None or again:
+        await make_room(control, tx, instance, spec.lora.max_adapters, but=there)
+    await _event(control, tx, who, "attach_asked", adapter, instance.id)
+    if there is not None and again:
+        return await tx.attachments.renew(
+            who.account,
+            there.id,
+            hold="attached",
+            pinned=False,
+            expires_at=None,
+            session_key=None,
+            capacity=spec.lora.max_adapters,
+            now=control.clock(),
+        )
+    return await tx.attachments.create(
+        who.account,
+        adapter_row_id=adapter.row_id,
+        instance_id=instance.id,
+        hold="attached",
+        capacity=spec.lora.max_adapters,
+        wanted=expected_in(spec, adapter.region),
+        now=control.clock(),
+        drain_deadline_s=control.settings.drain_s,
+    )
 
 
 async def detach(

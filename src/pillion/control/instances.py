@@ -51,19 +51,24 @@ async def launch(control: Control, who: Principal, wish: Launch, home: str | Non
     """A new instance of the caller's, pending. `home` binds it to a region."""
     spec = await resolve(control, who, wish, home)
     async with control.db.transaction() as tx:
-        row = await tx.instances.create(
-            who.account, model=wish.model, spec=msgspec.to_builtins(spec), now=control.clock()
-        )
-        await tx.events.append(
-            who.account,
-            at=control.clock(),
-            kind="instance_launched",
-            subject=f"instance:{row.id}",
-            detail={"by": who.key, "model": wish.model},
-        )
-        view = await _view(control, tx, row)
+        view = await _view(control, tx, await create(control, tx, who, wish.model, spec))
     control.changes.notify()
     return view
+
+
+async def create(control: Control, tx: Tx, who: Principal, model: str, spec: InstanceSpec) -> Instance:
+    """The row of a new instance, pending."""
+    row = await tx.instances.create(
+        who.account, model=model, spec=msgspec.to_builtins(spec), now=control.clock()
+    )
+    await tx.events.append(
+        who.account,
+        at=control.clock(),
+        kind="instance_launched",
+        subject=f"instance:{row.id}",
+        detail={"by": who.key, "model": model},
+    )
+    return row
 
 
 async def resolve(control: Control, who: Principal, wish: Launch, home: str | None) -> InstanceSpec:

@@ -25,7 +25,7 @@ async def adapter(tx: Tx, who: Principal, ref: str) -> Adapter:
 async def instance(tx: Tx, who: Principal, id: int, *, pool: bool = True) -> Instance:
     row = await tx.instances.get(who.account, id, pool=pool) if 0 < id < 2**53 else None
     if row is None:
-        raise NotFoundError(f"you have no instance {id}; GET /v1/instances lists yours.")
+        raise NotFoundError(f"you have no instance {str(id)[:20]}; GET /v1/instances lists yours.")
     return row
 
 
