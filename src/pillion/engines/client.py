@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from urllib.parse import quote
 
@@ -130,17 +131,16 @@ class EngineClient:
         self, method: str, path: str, body: object = None, timeout_s: float = CALL_TIMEOUT_S
     ) -> bytes:
         if self._session is None:
-            self._session = aiohttp.ClientSession(headers=self._headers)
+            never = aiohttp.ClientTimeout(total=None)
+            self._session = aiohttp.ClientSession(headers=self._headers, timeout=never)
         data = None if body is None else msgspec.json.encode(body)
         headers = {} if body is None else {"content-type": "application/json"}
         try:
-            async with self._session.request(
-                method,
-                self.url + path,
-                data=data,
-                headers=headers,
-                timeout=aiohttp.ClientTimeout(total=timeout_s),
-            ) as answer:
+            # Not aiohttp's own timer: when it and a cancellation fall together, it takes both for a timeout.
+            async with (
+                asyncio.timeout(timeout_s),
+                self._session.request(method, self.url + path, data=data, headers=headers) as answer,
+            ):
                 raw = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             what = str(error) or type(error).__name__

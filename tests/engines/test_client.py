@@ -1,0 +1,28 @@
+import asyncio
+import socket
+
+import pytest
+
+from pillion.engines.client import EngineAwayError, EngineClient
+
+
+async def test_a_cancellation_that_falls_together_with_a_timeout_is_not_lost() -> None:
+    """An outer deadline at the very instant of the inner one: the outer one holds, whichever is first."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = EngineClient(f"http://127.0.0.1:{silent.getsockname()[1]}", "key")
+        assert not await client.healthy(0.01)
+        for late in (0.0, 1e-6, 1e-5, 1e-4, -1e-5) * 4:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(5), asyncio.timeout(0.02 + late):
+                    while True:
+                        await client.healthy(0.02)
+        await client.close()
+
+
+async def test_nobody_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        port = bound.getsockname()[1]
+    client = EngineClient(f"http://127.0.0.1:{port}", "key")
+    with pytest.raises(EngineAwayError, match=r"GET /pillion/v1/state"):
+        await client.state()
+    await client.close()
