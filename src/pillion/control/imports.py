@@ -79,12 +79,12 @@ async def work(control: Control, job: Job, progress: Progress) -> str:
         await progress.report(DOWNLOADED, "verifying")
         limits = Limits(control.settings.max_rank, control.settings.max_adapter_bytes)
         stored = await receive(intake, config, base, limits)
+        for warning in stored.verified.warnings:
+            await progress.log(f"warning: {warning}")
         async with control.db.transaction() as tx:
-            await registration.add_version(
-                control, tx, row, stored, {"repo": found.repo, "commit": found.commit}
-            )
-    for warning in stored.verified.warnings:
-        await progress.log(f"warning: {warning}")
+            source = {"repo": found.repo, "commit": found.commit}
+            await registration.add_version(control, tx, row, stored, source)
+            await progress.finish(tx, "imported")
     control.changes.notify()
     return "imported"
 

@@ -13,6 +13,7 @@ from pillion.control.keys import Principal
 from pillion.control.views import ErrorView, JobView, Page
 from pillion.core.errors import ConflictError, NotFoundError, PillionError, UnavailableError
 from pillion.store.rows import Job
+from pillion.store.transaction import Tx
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +51,14 @@ class Progress:
         if not held:
             raise JobCancelledError
 
+    async def finish(self, tx: Tx, message: str) -> None:
+        """The job has succeeded if `tx` commits: with what it made, or not at all. Raises `JobCancelledError`."""
+        now, job = self._control.clock(), self._job
+        if not await tx.jobs.finish(
+            job.account_id, job.id, self._holder, state="succeeded", now=now, message=message
+        ):
+            raise JobCancelledError
+
     async def log(self, line: str) -> None:
         async with self._control.db.transaction() as tx:
             await tx.jobs.append_log(self._job.account_id, self._job.id, [line], self._control.clock())
@@ -59,6 +68,7 @@ class JobCancelledError(Exception):
     """The job was cancelled or taken over: let go."""
 
 
+# Gives a message; a job that was not finished by then has succeeded.
 Work = Callable[[Control, Job, Progress], Awaitable[str]]
 Ended = Callable[[Control, Job], Awaitable[None]]
 
