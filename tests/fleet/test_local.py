@@ -174,7 +174,7 @@ async def test_delete_of_one_whose_agent_is_dead_ends_its_engine(node: Node, pro
 async def test_an_agent_that_does_not_answer_is_killed(
     node: Node, provision: Provision, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("pillion.fleet.directory.END_GRACE_S", 1.0)
+    monkeypatch.setattr("pillion.fleet.directory.ANSWER_GRACE_S", 1.0)
     monkeypatch.setattr("pillion.fleet.directory.APPEAR_S", 1.0)
     await provision().apply(node.group())
     fleet = provision(drain_s=0.0)
@@ -182,7 +182,6 @@ async def test_an_agent_that_does_not_answer_is_killed(
     async with http() as session:
         await (await client(session, node, replica)).ready()
     os.kill(record(node, replica).pid, signal.SIGSTOP)
-    monkeypatch.setattr("pillion.fleet.directory.END_GRACE_S", 15.0)
     await fleet.delete(7, "local")
     await eventually(lambda: not ours(node))
 

@@ -22,6 +22,7 @@ from pillion.core.replica import AgentRecord, Replica, ReplicaSpec
 
 POLL_S = 0.05
 APPEAR_S = 15.0
+ANSWER_GRACE_S = 45.0
 END_GRACE_S = 45.0
 _SAME_S = 2.0
 
@@ -129,7 +130,7 @@ class ReplicaDirectory:
         record = self.record()
         if record is None:
             return not self.alive()
-        timeout = aiohttp.ClientTimeout(total=drain_s + END_GRACE_S)
+        timeout = aiohttp.ClientTimeout(total=drain_s + ANSWER_GRACE_S)
         try:
             async with (
                 aiohttp.ClientSession(headers=self._authorization(), timeout=timeout) as http,
