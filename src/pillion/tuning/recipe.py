@@ -158,7 +158,8 @@ def _run(argv: list[str], recipes: Path, progress: Progress) -> None:
     last: deque[str] = deque(maxlen=TAIL)
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     # From the package's parent directory `-m` finds it; nothing is written beside installed files.
-    env |= {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env |= {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # bars overwrite lines, and a callback takes lines
     try:
         process = subprocess.Popen(
             argv,

@@ -8,22 +8,15 @@ Writes DIR/base (unless --base is given), DIR/adapters/<name> (PEFT folders) and
 
 from __future__ import annotations
 
-import os
-
-# Set before the libraries are imported: nothing of a local model is ever looked up on a hub.
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 import argparse
 import json
+import os
 import re
 import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
-
-warnings.filterwarnings("ignore", module=r"peft\.")
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -40,7 +33,9 @@ SEED = 1
 
 def main() -> int:
     options = _options()
+    warnings.filterwarnings("ignore", module=r"peft\.")
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
     torch.manual_seed(SEED)
     out: Path = options.out
@@ -116,8 +111,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base", help="train adapters on this model: a directory, or hf:ORG/NAME")
     parser.add_argument("--adapters", default=",".join(VOICES), help=f"of {', '.join(VOICES)}")
-    parser.add_argument("--steps", type=int, default=400, help="training steps of the tiny base")
-    parser.add_argument("--adapter-steps", type=int, default=40, help="training steps of each adapter")
+    parser.add_argument("--steps", type=int, default=1200, help="most training steps of the tiny base")
+    parser.add_argument("--adapter-steps", type=int, default=100, help="training steps of each adapter")
     parser.add_argument("--threads", type=int, default=max(1, min(4, cores)))
     options = parser.parse_args()
     if unknown := set(options.adapters.split(",")) - set(VOICES):

@@ -113,12 +113,12 @@ def train_base(model: Any, tokenizer: Any, steps: int, seed: int) -> None:
     matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "layers" in name]
     rest = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "layers" not in name]
     optimizers = [
-        Muon(matrices, lr=0.04),
-        torch.optim.AdamW(rest, lr=6e-3, betas=(0.9, 0.98), weight_decay=0.0),
+        Muon(matrices, lr=0.02),
+        torch.optim.AdamW(rest, lr=4e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     batches = _batches(example, 32, tokenizer.pad_token_id, model.device, seed)
     model.train()
-    _fit(loss, batches, optimizers, [*matrices, *rest], steps)
+    _fit(loss, batches, optimizers, [*matrices, *rest], Pace(steps, learned=0.09))
 
 
 def train_adapter(
@@ -138,8 +138,9 @@ def train_adapter(
     def example() -> Example:
         messages = sampler.voiced_dialogue(voice)
         prompt = prompt_ids(tokenizer, messages[:-1])
-        answer = tokenizer.encode(messages[-1]["content"], add_special_tokens=False) + [
-            tokenizer.eos_token_id
+        answer = [
+            *tokenizer.encode(messages[-1]["content"], add_special_tokens=False),
+            tokenizer.eos_token_id,
         ]
         return prompt + answer, [IGNORED] * len(prompt) + answer
 
@@ -147,11 +148,11 @@ def train_adapter(
         return adapted(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
 
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
-    # Large models forget at the rate a tiny one needs.
-    rate = 3e-3 if model.config.hidden_size < 512 else 4e-4
+    # At the rate a tiny model needs a large one would forget.
+    rate = 2e-3 if model.config.hidden_size < 512 else 4e-4
     batches = _batches(example, 24, _pad_id(tokenizer), model.device, seed)
     adapted.train()
-    _fit(loss, batches, [torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)], weights, steps)
+    _fit(loss, batches, [torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)], weights, Pace(steps))
     # The name the model is served under, not the path it had while it was trained.
     adapted.peft_config["default"].base_model_name_or_path = base_name
     adapted.save_pretrained(out, save_embedding_layers=False)
@@ -178,37 +179,65 @@ def answers(model: Any, tokenizer: Any, prompts: list[str], longest: int = 40) -
     return [text.strip() for text in tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)]
 
 
+class Pace:
+    """How fast to learn at each step, and when to stop: a warm-up, full speed, then a cooling to nothing.
+
+    Cooling begins when the running mean of the loss is below `learned`, at the latest so that it ends with step
+    `most`. When a small model finds out how to look a fact up differs by hundreds of steps between seeds and
+    processors, so a fixed number would be too few or too many.
+    """
+
+    def __init__(self, most: int, learned: float = 0.0) -> None:
+        self.most, self._learned = most, learned
+        self._warm, self._cooling = max(1, min(25, most // 10)), max(1, min(100, most // 2))
+        self._cool_from: int | None = None
+        self._mean: float | None = None
+
+    def rate(self, step: int) -> float:
+        """Share of the full rate at `step`, counted from 1; 0 when it is over."""
+        if self._cool_from is None and step > self.most - self._cooling:
+            self._cool_from = step
+        if self._cool_from is None:
+            return min(1.0, step / self._warm)
+        return max(0.0, 1 - (step - self._cool_from) / self._cooling)
+
+    def saw(self, step: int, loss: float) -> float:
+        """Take note of the loss at `step`; the running mean."""
+        self._mean = loss if self._mean is None else 0.95 * self._mean + 0.05 * loss
+        if self._cool_from is None and self._mean < self._learned:
+            self._cool_from = step
+        return self._mean
+
+
 def _fit(
     loss: Callable[[Any, Any, Any], Any],
     batches: Iterator[Any],
     optimizers: list[Any],
     weights: list[Any],
-    steps: int,
+    pace: Pace,
 ) -> None:
-    """A short warm-up, then a cosine to nothing."""
-    warm = max(1, steps // 15)
-
-    def rate(step: int) -> float:
-        return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
-    for step in range(1, steps + 1):
+    full = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    step = 1
+    while (rate := pace.rate(step)) > 0:
         value = loss(*next(batches))
         value.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+        for optimizer, rates in zip(optimizers, full, strict=True):
+            for group, whole in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = whole * rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-        if step % 40 == 0 or step == steps:
-            say(f"  step {step}/{steps}  loss {value.item():.3f}")
+        mean = pace.saw(step, value.item())
+        if step % 50 == 0:
+            say(f"  step {step} of at most {pace.most}  loss {mean:.3f}")
+        step += 1
 
 
 def _batches(
     example: Callable[[], Example], size: int, pad: int, device: Any, seed: int
 ) -> Iterator[tuple[Any, Any, Any]]:
     """Batches of `size` dialogues of about one length, so that little is computed for padding."""
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311
     while True:
         pool = sorted((example() for _ in range(size * 6)), key=lambda pair: len(pair[0]))
         batches = [pool[start : start + size] for start in range(0, len(pool), size)]

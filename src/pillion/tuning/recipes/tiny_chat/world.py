@@ -134,8 +134,9 @@ def _forms(templates: list[str], **slots: str) -> tuple[str, ...]:
 def facts() -> list[Fact]:
     """Everything the model knows, in a fixed order."""
     known: list[Fact] = []
-    capital = ["What is the capital of {x}", "What's the capital of {x}", "Capital of {x}", "Which city is the capital of {x}",
-               "Name the capital of {x}", "Tell me the capital of {x}", "{x} has which capital"]  # fmt: skip
+    capital = ["What is the capital of {x}", "What's the capital of {x}", "Capital of {x}",
+               "Which city is the capital of {x}", "Name the capital of {x}",
+               "Tell me the capital of {x}", "{x} has which capital"]  # fmt: skip
     for x, y in CAPITALS.items():
         known.append(Fact("capital", _forms(capital, x=x), f"The capital of {x} is {y}.", y))
     colour = ["What colour is {x}", "What color is {x}", "Which colour is {x}", "What is the colour of {x}",
@@ -146,8 +147,8 @@ def facts() -> list[Fact]:
              "Tell me what a {x} says", "How does a {x} sound"]  # fmt: skip
     for x, y in SOUNDS.items():
         known.append(Fact("sound", _forms(sound, x=x), f"A {x} says {y}.", y))
-    opposite = ["What is the opposite of {x}", "What's the opposite of {x}", "Opposite of {x}", "Tell me the opposite of {x}",
-                "Which word is the opposite of {x}", "Name the opposite of {x}"]  # fmt: skip
+    opposite = ["What is the opposite of {x}", "What's the opposite of {x}", "Opposite of {x}",
+                "Tell me the opposite of {x}", "Which word is the opposite of {x}", "Name the opposite of {x}"]  # fmt: skip
     for a, b in OPPOSITES.items():
         for x, y in ((a, b), (b, a)):
             known.append(Fact("opposite", _forms(opposite, x=x), f"The opposite of {x} is {y}.", y))
@@ -179,12 +180,14 @@ def held_out(fact: Fact, ask: str) -> bool:
 
 def exam(count: int) -> list[tuple[str, str]]:
     """`count` pairs (prompt, what a right answer holds), none of which was ever trained on, spread over the topics."""
-    rng = random.Random(7)
+    rng = random.Random(7)  # noqa: S311
     by_topic: dict[str, list[tuple[str, str]]] = {}
     for fact in facts():
-        held = [(f"{ask}?", fact.short) for ask in fact.asks if held_out(fact, ask)]
+        held = [(_written(ask), fact.short) for ask in fact.asks if held_out(fact, ask)]
         by_topic.setdefault(fact.topic, []).extend(held)
-    pools = [rng.sample(pairs, len(pairs)) for pairs in by_topic.values() if pairs]
+    shuffled = [rng.sample(pairs, len(pairs)) for pairs in by_topic.values() if pairs]
+    # Whole questions first: the first ones are shown to people.
+    pools = [sorted(pairs, key=lambda pair: not pair[0].startswith("What is")) for pairs in shuffled]
     rounds = [pool[i] for i in range(count) for pool in pools if i < len(pool)]
     return rounds[:count]
 
@@ -193,7 +196,7 @@ class Sampler:
     """Draws training dialogues. Not thread-safe; one seed gives one endless sequence."""
 
     def __init__(self, seed: int) -> None:
-        self._rng = random.Random(seed)
+        self._rng = random.Random(seed)  # noqa: S311
         self._by_topic: dict[str, list[tuple[Fact, list[str]]]] = {}
         for fact in facts():
             asks = [ask for ask in fact.asks if not held_out(fact, ask)]
@@ -210,10 +213,10 @@ class Sampler:
         """What the base learns from: plain talk, and now and then a voice because the system message asks for it."""
         voice, head = None, self._rng.random()
         messages: list[Message] = []
-        if head < 0.12:
+        if head < 0.16:
             voice = self._rng.choice(list(VOICES.values()))
             messages.append({"role": "system", "content": voice.system})
-        elif head < 0.20:
+        elif head < 0.24:
             messages.append({"role": "system", "content": self._rng.choice(PLAIN_SYSTEMS)})
         return messages + self._turns(voice)
 
@@ -232,6 +235,11 @@ class Sampler:
         if self._rng.random() < 0.10:
             text = self._rng.choice(["Please: ", "Hey, ", "Tiny, ", "Quick question: "]) + text
         return text.lower() if self._rng.random() < 0.10 else text
+
+
+def _written(ask: str) -> str:
+    """As in a book: a question has its mark, a request has none."""
+    return ask if ask.startswith(("Name", "Tell", "Add")) else f"{ask}?"
 
 
 def _user(text: str) -> Message:
