@@ -20,6 +20,7 @@ from traffic import Traffic, ask
 from pillion.sdk import Pillion
 from pillion.sdk.errors import NotFoundError
 from pillion.sdk.types import Instance
+from pillion.sdk.waiting import Progress
 
 console = Console(highlight=False, soft_wrap=True)
 UNDER_LOAD_S = 4.0
@@ -89,14 +90,14 @@ def bring_up(client: Pillion, model: DemoModel) -> Instance:
     instance = there[0] if there else client.instances.launch(model.name, lora={"max_adapters": SLOTS})
     last = ""
 
-    def stage(progress: object) -> None:
+    def stage(progress: Progress) -> None:
         nonlocal last
-        text = str(getattr(progress, "text", progress))
+        text = f"{progress.stage} {progress.detail}".strip()
         if text != last:
             say(f"{time.monotonic() - began:5.1f} s  {text}")
             last = text
 
-    instance = client.instances.wait_running(instance.id, timeout=900, progress=stage)
+    instance = client.instances.wait_running(instance.id, timeout=900, on_progress=stage)
     say(
         f"instance {instance.id} runs after {time.monotonic() - began:.1f} s, with {SLOTS} slots for adapters"
     )
@@ -114,8 +115,8 @@ def register(client: Pillion, model: DemoModel) -> dict[str, str]:
     for adapter in model.adapters:
         found = known.get(adapter.name) or client.adapters.upload(
             adapter.name,
-            base_model=model.name,
-            file=adapter.path / "adapter_model.safetensors",
+            model.name,
+            adapter.path / "adapter_model.safetensors",
             config=adapter.path / "adapter_config.json",
         )
         aliases[adapter.name] = found.aliases[0]
@@ -195,9 +196,10 @@ def kill_and_recover(client: Pillion, model: DemoModel, instance: Instance, refs
     engine.send_signal(signal.SIGKILL)
     say(f"killed process {engine.pid}")
     engine.wait(30)
-    while client.instances.get(instance.id).replicas[0].restarts == replica.restarts:
-        time.sleep(0.2)  # until the agent has noticed
-    client.instances.wait_running(instance.id, timeout=900)
+    now = replica
+    while now.restarts == replica.restarts or not now.ready:
+        time.sleep(0.2)
+        now = client.instances.get(instance.id).replicas[0]
     client.adapters.wait_ready(third, instance.id, timeout=300)
     after = ask(client, refs[third], prompt)
     say(f"back with its adapters after {time.monotonic() - began:.1f} s; {refs[third]} → {after}")

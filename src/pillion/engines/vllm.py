@@ -126,6 +126,8 @@ def _environment(spec: ReplicaSpec, chosen: VllmOptions, on_cpu: bool, data_dir:
         own["OMP_NUM_THREADS"] = str(
             chosen.threads or max(1, (os.cpu_count() or 1) // max(1, spec.group.replicas))
         )
+        # Threads that spin while they wait make a machine with fewer free cores than threads hundreds of times slower.
+        own["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         own["VLLM_CPU_KVCACHE_SPACE"] = str(chosen.kv_cache_gib or 1)
     return environment(spec, os.environ, **own)
 
