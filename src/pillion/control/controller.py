@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 OBSERVE_S = 1.0
 LEASE = "controller"
 LEASE_S = 10.0
+GATEWAYS_S = 0.5  # how long `ready` waits for gateways to hear of it: one that hangs must not hold up the rest
 
 
 @dataclass
@@ -187,6 +188,9 @@ class Controller:
         over = plan.ended(self._wishes.attachments, now)
         if not states and not moves and not over:
             return
+        if any(state == "running" for _, state in states) or any(m.state == "ready" for _, m in moves):
+            # Who sees it may call at once.
+            await self._control.gateways.acknowledged(self._control.publisher.version, GATEWAYS_S)
         assert self._lease is not None
         async with self._control.db.transaction() as tx:
             await tx.leases.check(LEASE, self._lease.token)
