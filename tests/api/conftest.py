@@ -1,14 +1,22 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.api.site import Site
 from tests.api.site import site as made_site
 from tests.control.fakes import agent_server
-from tests.control.world import World, fleets
+from tests.control.world import World, fleets, log_plainly
+
+
+@pytest.fixture(autouse=True, scope="session")
+def plain_log() -> Iterator[None]:
+    log_plainly()
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -107,6 +109,12 @@ class Site:
         return await until(self.control, look, lambda row: row["state"] == "ready")
 
 
+@cache
+def application() -> FastAPI:
+    """Built once per test process: that takes longer than most tests."""
+    return api_app.build(SimpleNamespace())  # type: ignore[arg-type]
+
+
 @asynccontextmanager
 async def site(world: World, *, workers: int = 0) -> AsyncIterator[Site]:
     """Two tenants and an operator. `workers` that work off imports."""
@@ -116,7 +124,8 @@ async def site(world: World, *, workers: int = 0) -> AsyncIterator[Site]:
         for number in range(workers):
             work = jobs.run(control, f"worker-{number}", imports.KIND, imports.work, imports.ended)
             stack.push_async_callback(stopped, asyncio.create_task(work))
-        app = api_app.build(control)
+        app = application()
+        app.state.control = control
 
         async def client(key: str | None) -> httpx.AsyncClient:
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)

@@ -138,5 +138,7 @@ def test_any_request(case: schemathesis.Case, running: Running) -> None:
     if answer.status_code >= 400:
         assert set(answer.json()["error"]) >= {"message", "type", "param", "code"}
     asked = f"{case.path_parameters} {case.query} {case.body}"
-    shown = {secret for secret in running.secrets if secret.encode() in answer.content and secret not in asked}
+    shown = {
+        secret for secret in running.secrets if secret.encode() in answer.content and secret not in asked
+    }
     assert not shown, f"{case.method} {case.path} shows {shown} of another tenant: {answer.content!r}"

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import structlog
 from cryptography.fernet import Fernet
 
 from pillion.artifacts.store import ArtifactStore
@@ -80,9 +81,10 @@ class World:
     async def control(self, name: str = "one", *, run: bool = True) -> AsyncIterator[Control]:
         """A control process over the shared state; with `run` its controller runs."""
         async with AsyncExitStack() as stack:
+            if not (self.root / "pillion.db").exists():
+                (self.root / "pillion.db").write_bytes(await empty_database(self.root))
             db = Database.open(f"sqlite:///{self.root}/pillion.db")
             stack.push_async_callback(db.close)
-            await db.migrate()
             changes = Changes()
             made = Control(
                 db=db,
@@ -156,6 +158,26 @@ class World:
         data = await control.publisher.after(0, 0)
         assert data is not None
         return wire.decode(data)
+
+
+_EMPTY: list[bytes] = []
+
+
+async def empty_database(directory: Path) -> bytes:
+    """A database file without rows, migrated once per test process."""
+    if not _EMPTY:
+        path = directory / "empty.db"
+        db = Database.open(f"sqlite:///{path}")
+        await db.migrate()
+        await db.close()
+        _EMPTY.append(path.read_bytes())
+    return _EMPTY[0]
+
+
+def log_plainly() -> None:
+    """Tracebacks without the values of variables, which take seconds to print."""
+    renderer = structlog.processors.KeyValueRenderer()
+    structlog.configure([structlog.processors.add_log_level, structlog.processors.format_exc_info, renderer])
 
 
 async def stopped(task: asyncio.Task[None]) -> None:
