@@ -11,16 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+from rich.console import Console
+
 import server
 from pillion.engines.environments import EngineEnvironments, default_root
-from pillion.tuning.recipe import DemoModel, default_cache, make_demo_model
-from rich.console import Console
-from traffic import Traffic, ask
-
 from pillion.sdk import Pillion
 from pillion.sdk.errors import NotFoundError
 from pillion.sdk.types import Instance
 from pillion.sdk.waiting import Progress
+from pillion.tuning.recipe import DemoModel, default_cache, make_demo_model
+from traffic import Traffic, ask
 
 console = Console(highlight=False, soft_wrap=True)
 UNDER_LOAD_S = 4.0
@@ -177,7 +177,7 @@ def swap_under_load(
     for name, count in sorted(report.served.items()):
         say(f"{count:5d} answers from {name}")
     say(
-        f"{report.served.total()} requests ran: {len(report.failed)} failed, {len(report.wrong)} answered with the wrong weights"
+        f"{report.served.total()} requests ran: {len(report.failed)} failed, {len(report.wrong)} with wrong weights"
     )
     for line in [*report.failed[:3], *map(str, report.wrong[:3])]:
         say(f"  {line}")

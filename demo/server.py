@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-STATE = ROOT / ".demo"
+STATE = Path(os.environ.get("PILLION_DEMO_DIR") or ROOT / ".demo")
 DATA = STATE / "data"
 PROCESS = STATE / "server.json"
 START_S = 60.0

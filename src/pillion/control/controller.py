@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 OBSERVE_S = 1.0
 LEASE = "controller"
 LEASE_S = 10.0
-GATEWAYS_S = 0.5  # how long `ready` waits for gateways to hear of it: one that hangs must not hold up the rest
+GATEWAYS_S = 0.5  # how long `ready` waits for gateways: one that hangs must not hold up the rest
 
 
 @dataclass
