@@ -61,6 +61,14 @@ class ArtifactStore:
         """Remove a version at one stroke. One that is not there is fine."""
         await asyncio.to_thread(self._delete, digest)
 
+    async def untouched(self, since: float) -> list[str]:
+        """The versions that nobody has put there since then (seconds since the epoch), also not once more."""
+        return await asyncio.to_thread(self._untouched, since)
+
+    async def discard(self, digest: str, since: float) -> bool:
+        """Remove a version unless somebody has put it there, or once more, since then. Whether it was removed."""
+        return await asyncio.to_thread(self._discard, digest, since)
+
     async def sweep(self, older_than: float) -> int:
         """Remove what crashed receptions left behind, untouched since `older_than` (seconds since the epoch).
 
@@ -97,6 +105,22 @@ class ArtifactStore:
         with suppress(FileNotFoundError):
             self.path(digest).rename(grave / digest)
         shutil.rmtree(grave)
+
+    def _untouched(self, since: float) -> list[str]:
+        names = (path.name for path in self.root.glob("adapters/*/*"))
+        return sorted(name for name in names if is_digest(name) and self._is_untouched(name, since))
+
+    def _is_untouched(self, digest: str, since: float) -> bool:
+        try:
+            return self.path(digest).stat().st_mtime < since
+        except FileNotFoundError:
+            return False
+
+    def _discard(self, digest: str, since: float) -> bool:
+        if not self._is_untouched(digest, since):
+            return False
+        self._delete(digest)
+        return True
 
     def _sweep(self, older_than: float) -> int:
         stale = [path for path in self._incoming.glob("in-*") if _touched(path) < older_than]

@@ -190,7 +190,7 @@ class Controller:
             return
         if any(state == "running" for _, state in states) or any(m.state == "ready" for _, m in moves):
             # Who sees it may call at once.
-            await self._control.gateways.acknowledged(self._control.publisher.version, GATEWAYS_S)
+            await self._control.gateways.acknowledged(await self.publish(), GATEWAYS_S)
         assert self._lease is not None
         async with self._control.db.transaction() as tx:
             await tx.leases.check(LEASE, self._lease.token)

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from pillion.api import app as api_app
 from pillion.api import internal as internal_app
 from pillion.artifacts.store import ArtifactStore
-from pillion.control import accounts, imports, jobs, pools
+from pillion.control import accounts, imports, jobs, leftovers, pools
 from pillion.control.agents import agents
 from pillion.control.changes import Changes
 from pillion.control.context import Control, Settings
@@ -44,9 +44,10 @@ async def control(
         ctl = await _compose(config, stack)
         await _bootstrap(ctl, config)
         await pools.ensure(ctl)
-        holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        holder = f"{_name(config)}:{os.getpid()}:{secrets.token_hex(4)}"
         tasks = [
             asyncio.create_task(ctl.controller.run(), name="controller"),
+            asyncio.create_task(leftovers.run(ctl), name="leftovers"),
             *(
                 asyncio.create_task(
                     jobs.run(ctl, holder, imports.KIND, imports.work, imports.ended), name=f"imports:{number}"
@@ -111,8 +112,15 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
             for region in config.catalogue().regions
         },
     )
-    ctl.controller = Controller(ctl, f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}")
+    ctl.controller = Controller(ctl, _name(config))
     return ctl
+
+
+def _name(config: Config) -> str:
+    """The same at every start over one data directory: who comes back need not wait for its own lease to run out."""
+    return private_once(
+        config.data_dir / "control-id", lambda: f"{socket.gethostname()}:{secrets.token_hex(8)}"
+    )
 
 
 def _vault_key(config: Config) -> bytes:

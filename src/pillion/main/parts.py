@@ -89,7 +89,7 @@ def _run(
     _log()
     try:
         config = settings.load(path, overrides, os.environ)
-        config.data_dir.mkdir(parents=True, exist_ok=True)
+        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(make(config))
     except PillionError as error:
