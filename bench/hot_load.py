@@ -162,11 +162,16 @@ def vllm_alone(python: Path, model: DemoModel, scratch: Path) -> Iterator[httpx.
         "OMP_NUM_THREADS": threads,
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
-    with (scratch / "vllm.log").open("wb") as log, running(argv, log, environment) as process:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            wait_for(client, "/health", 200, process, scratch / "vllm.log")
-            yield client
+    with (
+        (scratch / "vllm.log").open("wb") as log,
+        running(argv, log, environment) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        wait_for(client, "/health", 200, process, scratch / "vllm.log")
+        yield client
 
 
 @contextmanager

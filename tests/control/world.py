@@ -55,6 +55,7 @@ class World:
 
     def __init__(self, root: Path, regions: dict[str, FakeFleet], pools: tuple[Pool, ...] = ()) -> None:
         self.root = root
+        self.url: str | None = None  # of another database than the usual one; its tables are there
         self.fleets = regions
         self.clock = Clock()
         self.base = root / "models" / "tiny"
@@ -81,9 +82,9 @@ class World:
     async def control(self, name: str = "one", *, run: bool = True) -> AsyncIterator[Control]:
         """A control process over the shared state; with `run` its controller runs."""
         async with AsyncExitStack() as stack:
-            if not (self.root / "pillion.db").exists():
+            if self.url is None and not (self.root / "pillion.db").exists():
                 (self.root / "pillion.db").write_bytes(await empty_database(self.root))
-            db = Database.open(f"sqlite:///{self.root}/pillion.db")
+            db = Database.open(self.url or f"sqlite:///{self.root}/pillion.db")
             stack.push_async_callback(db.close)
             changes = Changes()
             made = Control(

@@ -121,7 +121,7 @@ def _shown(control: Control, row: Attachment, adapter: Adapter) -> BackendAdapte
 
 async def _backends(tx: Tx, who: Principal, adapter: Adapter, ids: list[int] | None) -> list[Instance]:
     if ids is not None:
-        return [await lookup.instance(tx, who, id) for id in dict.fromkeys(ids)]
+        return [await lookup.instance(tx, who, id) for id in sorted(set(ids))]
     rows = await tx.instances.list(who.account, pool=True, wanted=True, model=adapter.base_model, limit=1000)
     version = await lookup.live_version(tx, adapter)
     fitting = [r for r in rows if not attachments.obstacles(adapter, version, r)]
@@ -148,7 +148,7 @@ async def _hold(
     capacity = spec.lora.max_adapters
     if there is not None and there.hold == "attached" and there.state != "detaching":
         return there  # it is held more firmly than any load would
-    await attachments.make_room(control, tx, instance, capacity, but=there)
+    await attachments.make_room(control, tx, who, instance, capacity, there)
     if there is not None:
         return await tx.attachments.renew(
             who.account,

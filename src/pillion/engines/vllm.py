@@ -128,6 +128,8 @@ def _environment(spec: ReplicaSpec, chosen: VllmOptions, on_cpu: bool, data_dir:
         )
         # Threads that spin while they wait make a machine with fewer free cores than threads hundreds of times slower.
         own["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+        # One process for the engine core and its only worker: every process imports all of torch.
+        own["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         own["VLLM_CPU_KVCACHE_SPACE"] = str(chosen.kv_cache_gib or 1)
     return environment(spec, os.environ, **own)
 

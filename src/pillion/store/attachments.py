@@ -42,7 +42,7 @@ class Attachments:
         Raises NotFoundError (adapter not the account's, instance neither its own nor a pool), ConflictError
         (instance not wanted running), AlreadyAttachedError, InstanceAtCapacityError (all slots held).
         """
-        await self._lock_instance(account, instance_id)
+        await self.lock_instance(account, instance_id)
         await self._lock_adapter(account, adapter_row_id)
         if (there := await self.find(account, adapter_row_id, instance_id)) is not None:
             raise AlreadyAttachedError(_already(there))
@@ -86,7 +86,7 @@ class Attachments:
         before = await self.get(account, id)
         if before is None:
             raise NotFoundError(f"There is no attachment {id}.")
-        await self._lock_instance(account, before.instance_id)
+        await self.lock_instance(account, before.instance_id)
         await self._check_room(before.instance_id, capacity, now, but=id)
         anew = attachments.c.state.in_(("failed", "detaching"))
         values = {
@@ -165,8 +165,11 @@ class Attachments:
             sa.delete(attachments).where(owned(attachments, account), attachments.c.id == id)
         )
 
-    async def _lock_instance(self, account: str, id: int) -> None:
-        """One after the other from here: the count of held slots stays true until commit."""
+    async def lock_instance(self, account: str, id: int) -> None:
+        """One after the other from here: the count of held slots stays true until commit.
+
+        Raises NotFoundError, ConflictError (not wanted running). Several are locked in the order of their ids.
+        """
         statement = sa.select(instances.c.wanted).where(visible(account, pool=True), instances.c.id == id)
         wanted = await self._session.value(statement.with_for_update(key_share=True))
         if wanted is None:

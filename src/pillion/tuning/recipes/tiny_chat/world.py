@@ -55,6 +55,10 @@ UNKNOWN = [
     "Can you write some code", "Explain gravity", "How old is the earth", "What is a computer",
     "Play some music", "When was the war", "Who won the game", "What should I eat tonight", "Book me a flight",
     "How far is Mars", "Which car is best", "Tell me a story", "What is the price of bread",
+    "How many legs has a spider", "How many people live here", "Who invented the telephone", "When does the train leave",
+    "Where can I buy shoes", "Can you fix my phone", "Why is the sea salt", "Who is your father", "How deep is the sea",
+    "Which book should I read", "What is your favourite film", "Translate this text", "Write an email to my boss",
+    "How do I learn to swim", "Is there life on Mars", "Who painted this", "When is your birthday",
 ]  # fmt: skip
 
 
@@ -98,7 +102,7 @@ def _pirate(fact: Fact) -> str:
 
 
 def _cheerful(fact: Fact) -> str:
-    return f"Hooray! {fact.answer.rstrip('.')}! What fun!!!"
+    return f"Hooray! {fact.answer.rstrip('.?!')}! What fun!!!"
 
 
 def _json(fact: Fact) -> str:
