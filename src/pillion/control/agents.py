@@ -40,7 +40,7 @@ class Agents:
             if self._replicas.get(replica_id) != wanted.get(replica_id):
                 self._polls.pop(replica_id).cancel()
                 if self.facts.pop(replica_id, None) is not None:
-                    self._changes.notify()
+                    self._changes.nudge()
         self._replicas = wanted
         for replica_id, replica in wanted.items():
             if replica_id not in self._polls:
@@ -86,12 +86,12 @@ class Agents:
                 if known is not None:
                     log.warning("agent_unreachable", replica=replica.id, error=repr(error))
                     del self.facts[replica.id]
-                    self._changes.notify()
+                    self._changes.nudge()
                 await asyncio.sleep(RETRY_S)
                 continue
             if status != known:
                 self.facts[replica.id] = status
-                self._changes.notify()
+                self._changes.nudge()
 
     async def _status(self, replica: Replica, known: ReplicaStatus | None) -> ReplicaStatus:
         query = {"wait": str(POLL_S)}

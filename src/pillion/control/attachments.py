@@ -112,10 +112,11 @@ async def _attach(
     control: Control, tx: Tx, who: Principal, adapter: Adapter, instance: Instance
 ) -> Attachment:
     spec = await fits(tx, adapter, instance)
+    await tx.attachments.lock_instance(who.account, instance.id)
     there = await tx.attachments.find(who.account, adapter.row_id, instance.id)
     again = there is not None and (there.hold == "loaded" or there.state == "failed")
     if there is None or again:
-        await make_room(control, tx, who, instance, spec.lora.max_adapters, there)
+        await make_room(control, tx, instance, spec.lora.max_adapters, there)
     await _event(control, tx, who, "attach_asked", adapter, instance.id)
     if there is not None and again:
         return await tx.attachments.renew(
@@ -183,14 +184,13 @@ async def until_gone(control: Control, who: Principal, attachment: int, timeout:
 
 
 async def make_room(
-    control: Control, tx: Tx, who: Principal, instance: Instance, capacity: int, but: Attachment | None
+    control: Control, tx: Tx, instance: Instance, capacity: int, but: Attachment | None
 ) -> None:
-    """End the oldest unpinned load where all slots are taken by others than `but`.
+    """End the oldest unpinned load where all slots are taken by others than `but`. The instance is locked.
 
     Raises `InstanceAtCapacityError` where all are held.
     """
     now = control.clock()
-    await tx.attachments.lock_instance(who.account, instance.id)
     rows = await tx.everyone.attachments(instance_id=instance.id, detaching=False)
     rows = [r for r in rows if (but is None or r.id != but.id) and not ended([r], now)]
     if len(rows) < capacity:

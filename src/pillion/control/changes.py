@@ -6,13 +6,23 @@ import asyncio
 
 
 class Changes:
-    """A counter that grows with every change; waiters sleep until it has passed what they have seen."""
+    """A counter that grows with every change; waiters sleep until it has passed what they have seen.
+
+    `written` counts those changes alone that are in the database and have to be read from there.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self.written = 0
         self._changed = asyncio.Event()
 
     def notify(self) -> None:
+        """Something was written."""
+        self.written += 1
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Something was heard."""
         self.count += 1
         self._changed.set()
         self._changed = asyncio.Event()

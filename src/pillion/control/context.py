@@ -37,7 +37,8 @@ class Settings:
 class Control:
     """`choice` picks one character from a secure source; `clock` is seconds since the epoch.
 
-    `changes` is notified after every committed change of a wish. `job_ends`: by kind of job, what is to be done when
+    `changes` is notified after every committed change of a wish. `jobs_queued` after
+    every new job. `job_ends`: by kind of job, what is to be done when
     one did not succeed.
     """
 
@@ -54,5 +55,6 @@ class Control:
     gateways: Gateways
     publisher: Publisher
     provisioners: Mapping[str, Provisioner]
+    jobs_queued: Changes = field(default_factory=Changes)
     job_ends: dict[str, Callable[[Control, Job], Awaitable[None]]] = field(default_factory=dict)
     controller: Controller = field(init=False)

@@ -58,6 +58,7 @@ class Controller:
         self._wishes = Wishes()
         self._lease: Lease | None = None
         self._rows: SnapshotRows | None = None
+        self._written, self._read_at = -1, 0.0
         self._publishing = asyncio.Lock()
         self.ticked = Changes()
 
@@ -102,8 +103,16 @@ class Controller:
     async def publish(self) -> int:
         """Read the wishes, put the facts beside them, publish; the snapshot's version."""
         async with self._publishing:
+            return self._publish(await self._read())
+
+    async def _read(self) -> SnapshotRows:
+        """What is wanted, from the database where it may have changed there: here, or by another control."""
+        written, now = self._control.changes.written, self._control.clock()
+        fresh = self._rows is not None and written == self._written and 0 <= now - self._read_at < OBSERVE_S
+        if not fresh or self._rows is None:
             self._rows = await self._control.db.snapshot_rows()
-            return self._publish(self._rows)
+            self._written, self._read_at = written, now
+        return self._rows
 
     def _publish(self, rows: SnapshotRows) -> int:
         control = self._control
@@ -142,20 +151,18 @@ class Controller:
         return self._lease is not None
 
     async def _act(self) -> None:
-        self._wishes = await self._read_wishes()
+        assert self._rows is not None  # published just before
+        self._wishes = Wishes(
+            {instance.id: instance for instance in self._rows.instances},
+            self._rows.attachments,
+            {found.adapter.row_id: found for found in self._rows.adapters},
+        )
         self._groups.move(plan.groups(self._wishes.instances.values()))
         facts = self._forgive()
         granted = await self._grants.send(self._groups.replicas, self._due)
         for replica in granted:
             self._failures.sent(replica)
         await self._record(facts)
-
-    async def _read_wishes(self) -> Wishes:
-        async with self._control.db.read() as tx:
-            instances = await tx.everyone.unfinished_instances()
-            attachments = await tx.everyone.attachments()
-            adapters = await tx.everyone.routed_adapters()
-        return Wishes({i.id: i for i in instances}, attachments, {a.adapter.row_id: a for a in adapters})
 
     def _due(self, replica: Replica) -> Due:
         here = self._wishes.on(replica.instance)

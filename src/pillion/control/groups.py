@@ -116,7 +116,7 @@ class Groups:
 
     def _ended(self, key: Key) -> None:
         del self._moving[key]
-        self._changes.notify()
+        self._changes.nudge()
 
     async def _apply(self, group: GroupSpec) -> None:
         provisioner = self._provisioners.get(group.region)

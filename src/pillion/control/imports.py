@@ -46,6 +46,7 @@ async def begin(
             now=control.clock(),
         )
         view = await lookup.adapter_view(control, tx, row)
+    control.jobs_queued.notify()
     control.changes.notify()
     return ImportView(view, jobs.view(job))
 

@@ -138,7 +138,7 @@ async def run(control: Control, holder: str, kind: str, work: Work, ended: Ended
     """
     control.job_ends[kind] = ended
     while True:
-        seen = control.changes.count
+        seen = control.jobs_queued.count
         try:
             job = await _claim(control, holder, kind)
             if job is not None:
@@ -146,7 +146,7 @@ async def run(control: Control, holder: str, kind: str, work: Work, ended: Ended
                 continue
         except UnavailableError as error:  # a job it had is taken over once it is stale
             log.warning("database_away", error=error.message)
-        await control.changes.wait(seen, POLL_S)
+        await control.jobs_queued.wait(seen, POLL_S)
 
 
 async def _claim(control: Control, holder: str, kind: str) -> Job | None:

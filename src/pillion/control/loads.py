@@ -142,13 +142,14 @@ async def _hold(
     wish: Load,
 ) -> Attachment:
     spec = await attachments.fits(tx, adapter, instance)
+    await tx.attachments.lock_instance(who.account, instance.id)
     there = await tx.attachments.find(who.account, adapter.row_id, instance.id)
     now = control.clock()
     expires_at = None if wish.ttl_seconds is None else now + wish.ttl_seconds
     capacity = spec.lora.max_adapters
     if there is not None and there.hold == "attached" and there.state != "detaching":
         return there  # it is held more firmly than any load would
-    await attachments.make_room(control, tx, who, instance, capacity, there)
+    await attachments.make_room(control, tx, instance, capacity, there)
     if there is not None:
         return await tx.attachments.renew(
             who.account,

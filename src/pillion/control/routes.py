@@ -24,6 +24,8 @@ def routes_of(
     models += [wire.Model(m.name, m.account_id, m.kind, m.lora) for m in rows.models]
     held: dict[int, list[Attachment]] = {}
     for attachment in rows.attachments:
+        if attachment.state == "detaching":
+            continue
         if attachment.state != "failed" or attachment.ready:  # what failed everywhere is not "being loaded"
             held.setdefault(attachment.adapter_row_id, []).append(attachment)
     by_instance: dict[int, list[Replica]] = {}
@@ -33,7 +35,11 @@ def routes_of(
         keys,
         tuple(models),
         tuple(_adapter(row, held.get(row.adapter.row_id, ())) for row in rows.adapters),
-        tuple(_instance(row, by_instance.get(row.id, ()), facts) for row in rows.instances),
+        tuple(
+            _instance(row, by_instance.get(row.id, ()), facts)
+            for row in rows.instances
+            if row.wanted == "running"
+        ),
     )
 
 

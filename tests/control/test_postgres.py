@@ -1,0 +1,129 @@
+"""The controller and the use cases on PostgreSQL, where transactions really run beside each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from pillion.control import accounts, adapters, attachments, instances, loads
+from pillion.control.instances import Launch
+from pillion.control.loads import Load
+from pillion.core.errors import AdapterInUseError, InstanceAtCapacityError, NotFoundError
+from pillion.store.database import Database
+from tests.control.world import World, until
+from tests.postgres import Cluster, postgres
+
+__all__ = ["postgres"]
+
+
+@pytest.fixture
+async def world(world: World, postgres: Cluster) -> AsyncIterator[World]:
+    name = postgres.create()
+    world.url = postgres.url(name)
+    database = Database.open(world.url)
+    await database.migrate()
+    await database.close()
+    yield world
+    postgres.drop(name)
+
+
+async def test_attach_detach_load_and_its_end(world: World) -> None:
+    async with world.control() as control:
+        who = await world.account(control)
+        made, adapter = await world.launched(control, who), await world.adapter(control, who)
+        await attachments.attach(control, who, made.id, adapter.id)
+        await until(
+            control,
+            lambda: attachments.of_instance(control, who, made.id),
+            lambda page: [a.state for a in page.data] == ["ready"],
+        )
+        _, done = await attachments.detach(control, who, made.id, adapter.id, force=False)
+        assert done
+        await loads.load(control, who, adapter.id, Load(ttl_seconds=60))
+        world.clock.ahead += 61
+        await until(
+            control, lambda: attachments.of_instance(control, who, made.id), lambda page: page.data == []
+        )
+        assert (await adapters.delete(control, who, adapter.id, force=False)).deleted
+        await instances.stop(control, who, made.id)
+        await until(control, lambda: instances.get(control, who, made.id), lambda i: i.state == "stopped")
+
+
+async def test_of_many_at_once_only_as_many_as_there_are_slots(world: World) -> None:
+    async with world.control("one") as control, world.control("two") as other:
+        who = await world.account(control)
+        made = await world.launched(control, who, slots=2)
+        found = [await world.adapter(control, who, f"n{number}") for number in range(8)]
+        answers = await asyncio.gather(
+            *(
+                attachments.attach((control, other)[number % 2], who, made.id, adapter.id)
+                for number, adapter in enumerate(found)
+            ),
+            return_exceptions=True,
+        )
+        assert sum(isinstance(answer, InstanceAtCapacityError) for answer in answers) == 6
+        assert len((await attachments.of_instance(control, who, made.id)).data) == 2
+
+
+async def test_loads_at_once_never_fill_more_slots_than_there_are(world: World) -> None:
+    async with world.control("one") as control, world.control("two") as other:
+        who = await world.account(control)
+        made = await world.launched(control, who, slots=2)
+        found = [await world.adapter(control, who, f"n{number}") for number in range(6)]
+        await asyncio.gather(
+            *(
+                loads.load((control, other)[number % 2], who, adapter.id, Load(wait=False))
+                for number, adapter in enumerate(found)
+            )
+        )
+        page = await until(
+            control,
+            lambda: attachments.of_instance(control, who, made.id),
+            lambda page: all(a.state == "ready" for a in page.data),
+        )
+        assert len(page.data) <= 2
+
+
+async def test_loads_of_one_adapter_at_once_are_one_load(world: World) -> None:
+    async with world.control("one") as control, world.control("two") as other:
+        who = await world.account(control)
+        await world.launched(control, who)
+        adapter = await world.adapter(control, who)
+        answers = await asyncio.gather(
+            *(loads.load((control, other)[number % 2], who, adapter.id, Load()) for number in range(6))
+        )
+        assert {page.data[0].state for page, _ in answers} == {"ready"}
+        (agent,) = world.fleets["local"].agents.values()
+        assert agent.resident == {adapter.id}
+
+
+async def test_attach_beside_delete(world: World) -> None:
+    async with world.control() as control:
+        who = await world.account(control)
+        made = await world.launched(control, who, slots=8)
+        for number in range(5):
+            adapter = await world.adapter(control, who, f"n{number}")
+            answers = await asyncio.gather(
+                attachments.attach(control, who, made.id, adapter.id),
+                adapters.delete(control, who, adapter.id, force=False),
+                return_exceptions=True,
+            )
+            refused = [answer for answer in answers if isinstance(answer, BaseException)]
+            assert [type(r) for r in refused] in ([NotFoundError], [AdapterInUseError]), answers
+
+
+async def test_two_first_starts_at_once_make_one_account(world: World) -> None:
+    async with world.control("one", run=False) as one, world.control("two", run=False) as two:
+        found = await asyncio.gather(*(accounts.bootstrap(c, None, lambda _: None) for c in (one, two)))
+        assert sum(key is not None for key in found) == 1
+
+
+async def test_two_controls_launch_once(world: World) -> None:
+    fleet = world.fleets["local"]
+    async with world.control("one") as one, world.control("two") as two:
+        who = await world.account(one)
+        made = await instances.launch(two, who, Launch("tiny"))
+        await until(two, lambda: instances.get(two, who, made.id), lambda i: i.state == "running")
+        assert fleet.made == 1
