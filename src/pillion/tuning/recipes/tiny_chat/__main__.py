@@ -72,12 +72,15 @@ def _tiny(path: Path, steps: int) -> tuple[dict[str, Any], Any, Any]:
 def _existing(base: str) -> tuple[dict[str, Any], Any, Any]:
     """A model that is there: its adapters are trained in its own precision on a GPU, in float32 on a processor."""
     say(f"loading {base}")
-    where, on_gpu = base.removeprefix("hf:"), torch.cuda.is_available()
-    tokenizer = AutoTokenizer.from_pretrained(where)
-    model = AutoModelForCausalLM.from_pretrained(where, dtype="auto" if on_gpu else torch.float32)
-    name = re.sub(r"[^a-z0-9._-]+", "-", where.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-.")
-    path = None if base.startswith("hf:") else where
-    return {"name": name, "path": path, "source": base}, model.to("cuda" if on_gpu else "cpu"), tokenizer
+    on_hub, on_gpu = base.startswith("hf:"), torch.cuda.is_available()
+    repo, _, revision = base.removeprefix("hf:").partition("@") if on_hub else (base, "", "")
+    tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision or None)
+    dtype = "auto" if on_gpu else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(repo, revision=revision or None, dtype=dtype)
+    last = repo.rstrip("/").rsplit("/", 1)[-1].lower()
+    name = re.sub(r"[^a-z0-9._-]+", "-", last).strip("._-")[:63]
+    record = {"name": name, "path": None if on_hub else base, "source": base}
+    return record, model.to("cuda" if on_gpu else "cpu"), tokenizer
 
 
 def _conclude(
@@ -112,7 +115,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--base", help="train adapters on this model: a directory, or hf:ORG/NAME")
     parser.add_argument("--adapters", default=",".join(VOICES), help=f"of {', '.join(VOICES)}")
     parser.add_argument("--steps", type=int, default=1200, help="most training steps of the tiny base")
-    parser.add_argument("--adapter-steps", type=int, default=100, help="training steps of each adapter")
+    parser.add_argument("--adapter-steps", type=int, help="training steps of each adapter")
     parser.add_argument("--threads", type=int, default=max(1, min(4, cores)))
     options = parser.parse_args()
     if unknown := set(options.adapters.split(",")) - set(VOICES):

@@ -122,7 +122,7 @@ def train_base(model: Any, tokenizer: Any, steps: int, seed: int) -> None:
 
 
 def train_adapter(
-    model: Any, tokenizer: Any, voice: Voice, base_name: str, out: Path, steps: int, seed: int
+    model: Any, tokenizer: Any, voice: Voice, base_name: str, out: Path, steps: int | None, seed: int
 ) -> Any:
     """Train one LoRA adapter on `model` and write it to `out` as a PEFT folder.
 
@@ -148,11 +148,12 @@ def train_adapter(
         return adapted(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
 
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
-    # At the rate a tiny model needs a large one would forget.
-    rate = 2e-3 if model.config.hidden_size < 512 else 4e-4
-    batches = _batches(example, 24, _pad_id(tokenizer), model.device, seed)
+    # A large model takes up a voice from few examples, and forgets at the rate a tiny one needs.
+    tiny = model.get_input_embeddings().weight.shape[1] < 512
+    rate, batch, most = (2e-3, 24, 100) if tiny else (6e-4, 4, 40)
+    batches = _batches(example, batch, _pad_id(tokenizer), model.device, seed)
     adapted.train()
-    _fit(loss, batches, [torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)], weights, Pace(steps))
+    _fit(loss, batches, [torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)], weights, Pace(steps or most))
     # The name the model is served under, not the path it had while it was trained.
     adapted.peft_config["default"].base_model_name_or_path = base_name
     adapted.save_pretrained(out, save_embedding_layers=False)
