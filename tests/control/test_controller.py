@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from pillion.control import adapters, attachments, instances, loads
@@ -589,14 +590,10 @@ class TestLoads:
             found = await tx.attachments.find(who.account, adapter.row_id, made.id)
             assert found is not None
             await tx.attachments.mark_detaching(who.account, found.id)
-        controller._wishes = await controller._read_wishes()
         await loads.load(control, who, adapter.id, Load(wait=False))
-        stale = next(a for a in controller._wishes.attachments if a.id == found.id)
         async with control.db.transaction() as tx:
-            stale_wishes = type(stale)(
-                **{f: getattr(stale, f) for f in stale.__struct_fields__} | {"state": "detaching"}
-            )
-            assert not await controller._forget(tx, stale_wishes)
+            stale = msgspec.structs.replace(found, state="detaching")
+            assert not await controller._forget(tx, stale)
         await in_state(control, who, adapter, made.id, "ready")
 
 

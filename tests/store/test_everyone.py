@@ -47,7 +47,8 @@ async def test_snapshot_rows(database: Database) -> None:
 
     found = await database.snapshot_rows()
     assert (found.keys, found.models) == ([key], [model])
-    assert (found.attachments, found.instances) == ([held], [kept])
+    assert [(a.id, a.state) for a in found.attachments] == [(held.id, "attaching"), (gone.id, "detaching")]
+    assert [(i.id, i.wanted) for i in found.instances] == [(kept.id, "running"), (stopped.id, "stopped")]
     first, second = found.adapters
     assert (first.labels, first.live) == (("uno", "one"), LiveVersion(2, "d2", 8, 2**40))
     assert (first.adapter.id, first.adapter.live_version) == (one.id, 2)

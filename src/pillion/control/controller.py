@@ -107,9 +107,9 @@ class Controller:
 
     async def _read(self) -> SnapshotRows:
         """What is wanted, from the database where it may have changed there: here, or by another control."""
-        written, now = self._control.changes.written, self._control.clock()
-        fresh = self._rows is not None and written == self._written and 0 <= now - self._read_at < OBSERVE_S
-        if not fresh or self._rows is None:
+        written, now = self._control.changes.written, asyncio.get_running_loop().time()
+        stale = written != self._written or now - self._read_at >= OBSERVE_S
+        if stale or self._rows is None:
             self._rows = await self._control.db.snapshot_rows()
             self._written, self._read_at = written, now
         return self._rows

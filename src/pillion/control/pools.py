@@ -27,6 +27,7 @@ async def ensure(control: Control) -> None:
                 await tx.instances.create(
                     None, model=model, spec=msgspec.to_builtins(spec), now=control.clock()
                 )
+    control.changes.notify()
 
 
 def _spec(control: Control, name: str, index: int) -> InstanceSpec:

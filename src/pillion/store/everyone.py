@@ -133,8 +133,8 @@ class Everyone:
             keys=await self.active_keys(),
             models=await self.models(),
             adapters=await self.routed_adapters(),
-            attachments=await self.attachments(detaching=False),
-            instances=await self.wanted_instances(),
+            attachments=await self.attachments(),
+            instances=await self.unfinished_instances(),
         )
 
     async def _labels(self) -> dict[int, list[str]]:

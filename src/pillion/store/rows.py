@@ -173,7 +173,7 @@ class RoutedAdapter(msgspec.Struct, frozen=True):
 
 
 class SnapshotRows(msgspec.Struct, frozen=True):
-    """One consistent read: keys not revoked, attachments not detaching, instances wanted running."""
+    """One consistent read of what is wanted: keys not revoked, all attachments, instances that run or still end."""
 
     keys: list[ApiKey]
     models: list[RegisteredModel]
