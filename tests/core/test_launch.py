@@ -30,7 +30,6 @@ A, B, C = Region("a"), Region("b"), Region("c")
         ([A, B], None, None, "b", {"b": 1}),
         ([A, B], None, 2, "b", {"b": 2}),
         ([A, B], ["b", "a"], None, None, {"b": 1, "a": 1}),
-        ([A, B], None, None, "b", {"b": 1}),
         ([A, B], ["b"], 2, "b", {"b": 2}),
     ],
 )

@@ -33,6 +33,8 @@ IMPORTS = 4  # at a time
 
 log = structlog.get_logger(__name__)
 
+FIRST_LOOK_S = 5.0
+
 
 async def control(
     config: Config, api: socket.socket, internal: socket.socket, internal_token: str, keep_engines: bool
@@ -55,6 +57,8 @@ async def control(
                 for number in range(IMPORTS)
             ),
         ]
+        # What the API says of replicas is known only after a first look at them.
+        await ctl.controller.ticked.wait(0, FIRST_LOOK_S)
         servers = [
             _server(api_app.build(ctl), api),
             _server(internal_app.build(ctl, internal_token), internal),
