@@ -42,8 +42,8 @@ def blocks(page: Path) -> list[Block]:
 def commands(block: Block) -> list[Command]:
     """Of a `console` block. A line that ends with a backslash goes on in the next one."""
     found: list[Command] = []
-    text, shown, line = "", [], block.line
-    open_ended = False
+    shown: list[str] = []
+    text, line, open_ended = "", block.line, False
     for number, row in enumerate(block.text.splitlines(), block.line + 1):
         if open_ended:
             text += "\n" + row

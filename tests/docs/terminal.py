@@ -17,6 +17,8 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+
 PATIENCE_S = 60.0
 _END = "\x1eend "
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
@@ -119,6 +121,7 @@ class Terminal:
                 with contextlib.suppress(BrokenPipeError):
                     self._shell.stdin.close()
             os.close(self._master)
+            _end_all_of(self._env["HOME"])
 
     def _until_ready(self) -> None:
         """Until the gateway routes and control answers; a gateway that kept a snapshot does the first alone."""
@@ -131,6 +134,15 @@ class Terminal:
 
     def _control_answers(self) -> bool:
         return _status(self._env["PILLION_URL"], "/v1/catalog") == 401
+
+
+def _end_all_of(home: str) -> None:
+    """Agents and engines outlive a server that was killed. Each has its data directory in its arguments."""
+    left = [p for p in psutil.process_iter(["cmdline"]) if any(home in a for a in p.info["cmdline"] or ())]
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, PATIENCE_S)
 
 
 def _status(url: str, path: str) -> int | None:

@@ -55,8 +55,16 @@ def test_commands_do_what_is_shown(page: Path, tmp_path: Path) -> None:
             if block.language == "console":
                 for command in commands(block):
                     _run(shell, page, command, str(port))
+        _data_is_where_it_is_said_to_be(tmp_path / ".pillion")
     finally:
         shell.close()
+
+
+def _data_is_where_it_is_said_to_be(data_dir: Path) -> None:
+    layout = next(b.text for b in blocks(ROOT / "docs/operations.md") if b.text.startswith("~/.pillion/"))
+    told = set(re.findall(r"^  ([a-z.-]+)", layout, re.MULTILINE))
+    found = {path.name.removesuffix("-shm").removesuffix("-wal") for path in data_dir.iterdir()}
+    assert found <= told, f"the layout in operations.md lacks {found - told}"
 
 
 def _run(shell: Terminal, page: Path, command: Command, port: str) -> None:

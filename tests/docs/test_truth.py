@@ -149,8 +149,9 @@ def test_metrics_are_all_there() -> None:
 
 
 def test_commands_and_their_options_exist() -> None:
-    from pillion.main.entry import app
+    from pillion.cli.app import app
 
+    importlib.import_module("pillion.main.entry")  # adds the server's commands
     root = typer.main.get_command(app)
     texts = [*_mentions()]
     assert len(texts) > 30
