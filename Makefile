@@ -35,8 +35,8 @@ demo-stop: ## End what the demo left running
 	@$(BIN)/python demo/demo.py --stop
 
 check: setup ## Style, types, import rules
-	@$(BIN)/ruff check src tests bench demo
-	@$(BIN)/ruff format --check -q src tests bench demo
+	@$(BIN)/ruff check src tests bench demo docs
+	@$(BIN)/ruff format --check -q src tests bench demo docs
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
