@@ -130,6 +130,9 @@ def _environment(spec: ReplicaSpec, chosen: VllmOptions, on_cpu: bool, data_dir:
         own["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         # One process for the engine core and its only worker: every process imports all of torch.
         own["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if chosen.enforce_eager is not False:
+            # A few small functions would be compiled all the same: that takes seconds and a C++ compiler.
+            own["TORCHDYNAMO_DISABLE"] = "1"
         own["VLLM_CPU_KVCACHE_SPACE"] = str(chosen.kv_cache_gib or 1)
     return environment(spec, os.environ, **own)
 
