@@ -237,7 +237,9 @@ class Controller:
                 error=failure,
             )
         if done and (kind == "detached" or facts.state != attachment.state):
-            detail = {"instance": attachment.instance_id, "error": failure.message if failure else None}
+            detail: dict[str, object] = {"instance": attachment.instance_id}
+            if failure is not None:
+                detail["error"] = failure.message
             await self._event(tx, attachment, kind, detail, now)
 
     async def _forget(self, tx: Tx, attachment: Attachment) -> bool:
