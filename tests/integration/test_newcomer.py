@@ -13,8 +13,13 @@ from .site import Site, adapter_file, ask, tag
 
 
 def test_from_an_adapter_file_to_an_answer(site: Site, client: Pillion, tmp_path: Path) -> None:
+    walk(site, client, tmp_path)
+
+
+def walk(site: Site, client: Pillion, folder: Path) -> None:
+    """All of it; what is left is the instance, which serves the base."""
     instance = site.launch(client)
-    made = client.adapters.upload("captain", "tiny", adapter_file(tmp_path, 1))
+    made = client.adapters.upload("captain", "tiny", adapter_file(folder, 1))
     assert made.aliases == [f"captain:{made.row_id}", "tiny:captain"]
     assert any("lora_alpha" in warning for warning in made.warnings)
 
