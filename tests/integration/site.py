@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,28 @@ BASE = {
     "tie_word_embeddings": False,
 }
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A simulated engine of a replica, as its agent reaches it."""
+
+    region: str
+    process: psutil.Process
+    url: str
+    key: str
+
+    def state(self) -> dict[str, Any]:
+        """What its gate holds, and how many requests are in flight."""
+        return dict(self._call("GET", "/pillion/v1/state"))
+
+    def go_wrong(self, **faults: Any) -> None:
+        """From now on (`pillion.engines.sim.settings.Faults`); those not named stay as they are."""
+        self._call("POST", "/sim/faults", json=faults)
+
+    def _call(self, method: str, path: str, **more: Any) -> Any:
+        headers = {"authorization": f"Bearer {self.key}"}
+        return httpx.request(method, self.url + path, headers=headers, **more).raise_for_status().json()
 
 
 def until(look: Callable[[], T], what: str, timeout: float = DEADLINE_S) -> T:
@@ -83,7 +106,12 @@ class Site:
         )
         models = "".join(
             f'[[models]]\nname = "{name}"\nsource = "path:{model}"\nengine = "sim"\n{more}\n\n'
-            for name, more in (("tiny", ""), ("other", ""), ("embed", 'kind = "embedding"\nlora = false'))
+            for name, more in (
+                ("tiny", ""),
+                ("other", ""),
+                ("slow", "options = {ttft_ms = 50, tokens_per_s = 50}"),
+                ("embed", 'kind = "embedding"\nlora = false'),
+            )
         )
         self.config = root / "pillion.toml"
         self.config.write_text(section + regions + models)
@@ -155,6 +183,22 @@ class Site:
         made = client.instances.launch(model, lora={"max_adapters": slots}, **more)
         client.instances.wait_running(made.id, timeout=DEADLINE_S)
         return made.id
+
+    def engines(self, instance: int) -> list[Engine]:
+        """Those of an instance, by region."""
+        found = []
+        for folder in (self.data / "replicas").iterdir():
+            try:
+                spec, engine = (
+                    json.loads((folder / name).read_text()) for name in ("spec.json", "engine.json")
+                )
+            except FileNotFoundError:  # another instance's, which is ending
+                continue
+            if spec["group"]["instance"] == instance:
+                url = f"http://{spec['host']}:{engine['port']}"
+                process = psutil.Process(engine["pid"])
+                found.append(Engine(spec["group"]["region"], process, url, spec["engine_key"]))
+        return sorted(found, key=lambda engine: engine.region)
 
     def artifacts(self) -> set[str]:
         """Every file of the artifact store, what is under way included."""
