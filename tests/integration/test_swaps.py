@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pillion.sdk import Pillion
-from pillion.sdk.errors import ConflictError
+from pillion.sdk.errors import ConflictError, NotFoundError
 
-from .site import Site, adapter_file, ask, tag
+from .site import Site, adapter_file, ask, tag, until
 
 SWAPS = 500 if os.environ.get("PILLION_TEST_FULL") else 50
 
@@ -75,3 +75,15 @@ def test_loads_make_room_and_pins_hold_it(site: Site, client: Pillion, tmp_path:
     client.adapters.unload(made[1].id)
     client.adapters.load(made[3].id, backends=[instance])
     assert ask(client, made[3].aliases[0]) == tag(made[3].digest)
+
+
+def test_a_load_ends_when_its_time_is_over(site: Site, client: Pillion, tmp_path: Path) -> None:
+    instance = site.launch(client, slots=2)
+    made = client.adapters.upload("brief", "tiny", adapter_file(tmp_path, 1))
+    client.adapters.load(made.id, backends=[instance], ttl_seconds=2)
+    assert ask(client, made.aliases[0]) == tag(made.digest)
+    until(lambda: not client.adapters.get(made.id).attachments, "its end", timeout=10)
+    with pytest.raises(NotFoundError):
+        ask(client, made.aliases[0])
+    [engine] = site.engines(instance)
+    until(lambda: not engine.state()["adapters"], "gone from the engine", timeout=10)
