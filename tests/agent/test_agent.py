@@ -158,6 +158,25 @@ async def test_removal_cuts_off_at_the_deadline(node: Node, serving: Serving) ->
         assert (await slow)[0] == 503
 
 
+async def test_one_that_drains_is_cut_off_sooner_when_told_and_its_neighbour_is_not(
+    node: Node, serving: Serving
+) -> None:
+    one, two = node.put("one", 1), node.put("two", 2)
+    async with serving(options={"tokens_per_s": 20}) as agent:
+        await agent.grant(grant(1, one, two))
+        await agent.settled(1, one="loaded", two="loaded")
+        endless = asyncio.create_task(agent.ask(one.engine_name, max_tokens=1000))
+        slow = asyncio.create_task(agent.ask(two.engine_name, max_tokens=20))
+        await until_in_flight(agent, one.engine_name)
+        await until_in_flight(agent, two.engine_name)
+        await agent.grant(grant(2))
+        await agent.until(lambda s: row_state(s, one) == "evicting")
+        await agent.grant(grant(3, leaving={one.engine_name: 0.0}))
+        assert (await endless)[0] == 503
+        assert (await slow)[0] == 200
+        await agent.settled(3)
+
+
 async def test_stop_drains_and_ends_the_engine(node: Node, serving: Serving) -> None:
     one = node.put("one", 1)
     async with serving(options={"tokens_per_s": 20}) as agent:

@@ -35,6 +35,7 @@ class _Attached:
 
     engine: Engine
     tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    draining: dict[str, float] = field(default_factory=dict)
 
 
 class Residents:
@@ -68,6 +69,9 @@ class Residents:
         self._asked |= set(grant.retry)
         for name in grant.retry:
             self._trials.pop(name, None)
+        for name, drain_s in self._attached.draining.items() if self._attached else ():
+            if grant.drain_s(name) < drain_s:
+                self._do(f"{name} sooner", self._hasten(name, grant.drain_s(name)))
         self._wake.set()
 
     def attach(self, engine: Engine, state: EngineState) -> None:
@@ -227,12 +231,18 @@ class Residents:
 
     async def _unload(self, name: str) -> None:
         """Until it is proved gone. While it is not, the slot is not free."""
-        failures = 0
-        while not await self._gone(name, self._grant.drain_deadline_s):
+        failures, draining = 0, self._draining()
+        while not await self._gone(name, draining.setdefault(name, self._grant.drain_s(name))):
             failures += 1
             await asyncio.sleep(self._backoff.delay(failures))
+        del draining[name]
         self._table.unloaded(name, self._now())
         log.info("adapter_unloaded", adapter=name)
+
+    async def _hasten(self, name: str, deadline_s: float) -> None:
+        """One that is being drained has less time now."""
+        self._draining()[name] = deadline_s
+        await self._gone(name, deadline_s)
 
     async def _purge(self, name: str) -> None:
         await self._gone(name, 0.0)
@@ -245,6 +255,9 @@ class Residents:
                 log.error("unload_failed", adapter=name, error=failure_of(error).message)
                 return False
         return True
+
+    def _draining(self) -> dict[str, float]:
+        return self._attached.draining if self._attached else {}
 
     def _engine(self) -> Engine:
         if self._attached is None:

@@ -168,7 +168,8 @@ class Controller:
         here = self._wishes.on(replica.instance)
         return Due(
             plan.entries(replica.region, here, self._wishes.adapters),
-            plan.drain_deadline(here, self._control.settings.drain_s),
+            self._control.settings.drain_s,
+            plan.leaving(here, self._wishes.adapters),
             self._failures.retry(replica.id),
         )
 

@@ -22,6 +22,7 @@ class Due:
 
     entries: tuple[GrantEntry, ...]
     drain_deadline_s: float
+    leaving: dict[str, float]
     retry: tuple[str, ...] = ()
 
 
@@ -32,7 +33,7 @@ class Grants:
         self._agents = agents
         self._token = 0
         self._sequence = 0
-        self._sent: dict[str, tuple[str, tuple[GrantEntry, ...]]] = {}
+        self._sent: dict[str, tuple[str, tuple[GrantEntry, ...], dict[str, float]]] = {}
 
     def begin(self, token: int) -> None:
         """Under a new lease everything is sent anew."""
@@ -50,12 +51,12 @@ class Grants:
         status = self._agents.facts.get(replica.id)
         if status is None:
             return None
-        now = (status.agent_epoch, due.entries)  # another life of the agent may have missed some
+        now = (status.agent_epoch, due.entries, due.leaving)  # another life of the agent may have missed some
         if self._sent.get(replica.id) == now and not due.retry:
             return None
         self._sequence += 1
         version = (self._token << SEQUENCE_BITS) + self._sequence
-        grant = Grant(replica.id, version, due.entries, due.drain_deadline_s, due.retry)
+        grant = Grant(replica.id, version, due.entries, due.drain_deadline_s, due.leaving, due.retry)
         try:
             await self._agents.grant(replica, grant)
         except AgentUnreachableError as error:

@@ -67,9 +67,11 @@ def ended(attachments: Iterable[Attachment], now: float) -> list[Attachment]:
     ]
 
 
-def drain_deadline(attachments: Iterable[Attachment], default: float) -> float:
-    """How long what leaves a replica may drain (seconds): the shortest of those that are asked to leave."""
-    return min((a.drain_deadline_s for a in attachments if a.state == "detaching"), default=default)
+def leaving(attachments: Iterable[Attachment], adapters: Mapping[int, RoutedAdapter]) -> dict[str, float]:
+    """How long those that are asked to leave may drain (seconds), by engine name."""
+    going = (a for a in attachments if a.state == "detaching" and a.adapter_row_id in adapters)
+    found = {name_of(adapters[a.adapter_row_id]): a.drain_deadline_s for a in going}
+    return {name: drain_s for name, drain_s in found.items() if name is not None}
 
 
 def instance_state(

@@ -116,7 +116,8 @@ class GrantEntry(msgspec.Struct, frozen=True):
 class Grant(msgspec.Struct, frozen=True):
     """All that a replica may serve. `version` only grows; an agent refuses an older one and keeps the last on disk.
 
-    Entries that are no longer there are drained up to `drain_deadline_s`, then cut off, unloaded and proved gone.
+    Entries that are no longer there are drained up to their deadline (seconds), then cut off, unloaded and proved gone:
+    `leaving` gives it by engine name, `drain_deadline_s` for all others.
     `retry`: engine names whose failure is to be forgotten and tried again.
     """
 
@@ -124,7 +125,11 @@ class Grant(msgspec.Struct, frozen=True):
     version: int
     entries: tuple[GrantEntry, ...]
     drain_deadline_s: float = 30.0
+    leaving: dict[str, float] = {}
     retry: tuple[str, ...] = ()
+
+    def drain_s(self, engine_name: str) -> float:
+        return self.leaving.get(engine_name, self.drain_deadline_s)
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -27,6 +27,10 @@ class Flight:
         self._events = False
         self._closed = False
 
+    @property
+    def is_cut(self) -> bool:
+        return self._cut.done()
+
     def cut(self) -> None:
         """Ends the request; returns at once, `done` follows."""
         if not self._cut.done():

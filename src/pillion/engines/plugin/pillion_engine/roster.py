@@ -75,7 +75,10 @@ class Roster:
 
         Returns `drained`, `cut` and `unload_ms`. 500 `unload_unproved` when the engine still holds the
         adapter or a request with it; the name then stays known, closed, and can be unloaded again.
+
+        Asked again with a shorter deadline while it drains, the shorter one holds.
         """
+        await self._hasten(name, deadline_s)
         async with self._alone(name):
             entry = self._known(name)
             entry.open = False
@@ -102,17 +105,24 @@ class Roster:
         self.adapters.setdefault(name, Entry(name, path))
         return took
 
+    async def _hasten(self, name: str, deadline_s: float) -> None:
+        entry = self.adapters.get(name)
+        if entry is not None and entry.leaving:
+            for flight in await _wait(set(entry.flights), deadline_s):
+                flight.cut()
+
     async def _drain(self, entry: Entry, deadline_s: float) -> tuple[int, int]:
         flights = set(entry.flights)
         late = await _wait(flights, deadline_s)
         for flight in late:
             flight.cut()
+        cut = sum(flight.is_cut for flight in flights)
         stuck = await _wait(late, CUT_GRACE_S)
         for flight in stuck:
             flight.cancel()
         if await _wait(stuck, CUT_GRACE_S):
             raise Refusal(500, "unload_unproved", f"Requests with '{entry.name}' do not end.")
-        return len(flights) - len(late), len(late)
+        return len(flights) - cut, cut
 
     async def _prove_gone(self, name: str) -> None:
         for _ in range(UNLOAD_PROOFS):
