@@ -15,6 +15,7 @@ from pillion.core.replica import Grant, Replica, ReplicaStatus
 
 POLL_S = 20.0
 RETRY_S = 0.25
+SILENCE_S = 10.0  # an agent that died is started again long before
 
 log = structlog.get_logger(__name__)
 
@@ -32,15 +33,22 @@ class Agents:
         self._replicas: dict[str, Replica] = {}
         self._session: aiohttp.ClientSession | None = None
         self.facts: dict[str, ReplicaStatus] = {}
+        self._last: dict[str, tuple[ReplicaStatus, float]] = {}
+
+    def presumed(self) -> dict[str, ReplicaStatus]:
+        """The facts, and of agents that fell silent a moment ago what they said last: their engines serve on."""
+        now = asyncio.get_running_loop().time()
+        return {id: status for id, (status, until) in self._last.items() if id in self.facts or now < until}
 
     def follow(self, replicas: Iterable[Replica]) -> None:
         """Poll exactly these: those that are alive and have said where they listen."""
+        replicas = list(replicas)
+        self._last = {r.id: self._last[r.id] for r in replicas if r.id in self._last}
         wanted = {r.id: r for r in replicas if r.alive and r.agent_url}
         for replica_id in list(self._polls):
             if self._replicas.get(replica_id) != wanted.get(replica_id):
                 self._polls.pop(replica_id).cancel()
-                if self.facts.pop(replica_id, None) is not None:
-                    self._changes.nudge()
+                self._unheard(replica_id)
         self._replicas = wanted
         for replica_id, replica in wanted.items():
             if replica_id not in self._polls:
@@ -85,13 +93,19 @@ class Agents:
             ) as error:  # whatever it was: who is not heard is not routed to, and is asked again
                 if known is not None:
                     log.warning("agent_unreachable", replica=replica.id, error=repr(error))
-                    del self.facts[replica.id]
-                    self._changes.nudge()
+                    self._unheard(replica.id)
                 await asyncio.sleep(RETRY_S)
                 continue
             if status != known:
                 self.facts[replica.id] = status
+                self._last[replica.id] = (status, 0.0)
                 self._changes.nudge()
+
+    def _unheard(self, replica: str) -> None:
+        status = self.facts.pop(replica, None)
+        if status is not None:
+            self._last[replica] = (status, asyncio.get_running_loop().time() + SILENCE_S)
+            self._changes.nudge()
 
     async def _status(self, replica: Replica, known: ReplicaStatus | None) -> ReplicaStatus:
         query = {"wait": str(POLL_S)}

@@ -116,7 +116,7 @@ class Controller:
 
     def _publish(self, rows: SnapshotRows) -> int:
         control = self._control
-        content = routes_of(rows, self._groups.replicas, control.agents.facts, control.catalogue)
+        content = routes_of(rows, self._groups.replicas, control.agents.presumed(), control.catalogue)
         return control.publisher.publish(*content)
 
     async def _tick(self) -> None:
