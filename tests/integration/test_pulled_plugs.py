@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pillion.sdk import Pillion
+from pillion.sdk import Pillion, PillionError
 
 from .site import Site, adapter_file, ask, tag, until
 
@@ -54,6 +54,25 @@ def test_a_killed_part_comes_back_and_the_engine_stays(served: tuple[Site, str, 
     with site.client() as client:
         until(lambda: [i for i in client.instances.list() if i.state == "running"], "the control API again")
     assert one(site, "engines.sim").pid == engine.pid
+
+
+def test_no_request_notices_that_an_agent_was_killed(served: tuple[Site, str, str]) -> None:
+    site, alias, expected = served
+    killed = one(site, "agent")
+    with site.client() as client:
+        seen: list[str] = []
+
+        def state_after_an_answer() -> list[str]:
+            try:
+                seen.append(ask(client, alias))
+            except PillionError as error:
+                seen.append(repr(error))
+            return [instance.state for instance in client.instances.list()]
+
+        killed.kill()
+        until(lambda: state_after_an_answer() == ["degraded"], "its absence is noticed")
+        until(lambda: state_after_an_answer() == ["running"], "another agent is heard")
+    assert set(seen) == {expected}
 
 
 def test_inference_goes_on_while_control_is_away(served: tuple[Site, str, str]) -> None:
