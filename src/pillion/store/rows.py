@@ -94,7 +94,10 @@ class Instance(msgspec.Struct, frozen=True):
 
 
 class Attachment(msgspec.Struct, frozen=True):
-    """The wish that an adapter be served by an instance; `ready` of `wanted` replicas have confirmed it."""
+    """The wish that an adapter be served by an instance; `ready` of `wanted` replicas have confirmed it.
+
+    `replaces`: the instance that lets the adapter go once this one serves it.
+    """
 
     id: int
     account_id: str
@@ -111,6 +114,7 @@ class Attachment(msgspec.Struct, frozen=True):
     error_message: str | None
     created_at: float
     drain_deadline_s: float
+    replaces: int | None = None
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -189,6 +189,7 @@ attachments = sa.Table(
     _text("error_message", null=True),
     _time("created_at"),
     sa.Column("drain_deadline_s", sa.Double, nullable=False),
+    _int("replaces", null=True),
     _of_adapter(ondelete="RESTRICT"),
     sa.UniqueConstraint("adapter_row_id", "instance_id"),
     sa.Index(None, "instance_id"),
