@@ -118,6 +118,7 @@ class World:
     async def adapter(self, control: Control, who: Principal, name: str = "mine", **changes: Any) -> Adapter:
         """A registered adapter with a live version, whose bytes are nowhere."""
         number, rank = next(self._numbers), changes.pop("rank", 4)
+        source = changes.pop("source", {"test": True})
         async with control.db.transaction() as tx:
             row = await tx.adapters.create(
                 who.account,
@@ -135,7 +136,7 @@ class World:
                 alpha=8.0,
                 target_modules=["q_proj"],
                 size_bytes=100,
-                source={"test": True},
+                source=source,
                 now=self.clock(),
             )
             live = await tx.adapters.set_live(who.account, row.row_id, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from pillion.api.auth import Caller, Ctl, Manager
@@ -14,11 +14,12 @@ from pillion.api.requests import (
     ImportBody,
     LaunchBody,
     LoadBody,
+    MoveBody,
     RenameBody,
     UnloadBody,
     WarmupBody,
 )
-from pillion.control import adapters, attachments, imports, loads, uploads
+from pillion.control import adapters, attachments, imports, loads, moves, sessions, uploads
 from pillion.control.instances import Launch
 from pillion.control.views import (
     AdapterView,
@@ -135,6 +136,25 @@ async def deploy_adapter(control: Ctl, caller: Manager, ref: str, body: DeployBo
         return await attachments.attach(control, caller, body.attach.instance_id, ref)
     assert body.launch is not None
     return await attachments.launch_and_attach(control, caller, ref, launch_of(body.launch))
+
+
+@router.post("/v1/adapters/{ref}/move", status_code=202)
+async def move_adapter(control: Ctl, caller: Manager, ref: str, body: MoveBody) -> AttachmentView:
+    """Attach at `to`, and detach at `from` once it is served there: no request fails."""
+    return await moves.move(control, caller, ref, body.source, body.target)
+
+
+@router.delete("/v1/sessions/{session_key:path}", responses=_LATER)
+async def end_session(
+    control: Ctl,
+    caller: Manager,
+    session_key: Annotated[str, Path(min_length=1, max_length=200)],
+    response: Response,
+) -> Page[AttachmentView]:
+    """Unload what was loaded with this `session_key`: 200 once it is gone, 202 while it drains."""
+    page, done = await sessions.end(control, caller, session_key)
+    response.status_code = 200 if done else 202
+    return page
 
 
 @router.post("/v1/adapters/{ref}/load", responses=_LATER)

@@ -51,11 +51,6 @@ class AttachBody(_Body):
     adapter: Short | int = Field(description="Public id, row id or name.")
 
 
-class MoveBody(_Body):
-    source: int = Field(alias="from")
-    to: int
-
-
 class ImportBody(_Body):
     name: str = Text
     base_model: str = Text
@@ -66,6 +61,11 @@ class ImportBody(_Body):
 
 class RenameBody(_Body):
     label: str = Text
+
+
+class MoveBody(_Body):
+    source: int = Field(alias="from", ge=1, lt=2**53)
+    target: int = Field(alias="to", ge=1, lt=2**53)
 
 
 class LoadBody(_Body):

@@ -168,6 +168,18 @@ def unload(ctx: typer.Context, ref: Ref, backend: Backends = None, as_json: Json
         )
 
 
+def end_session(
+    ctx: typer.Context,
+    session_key: Annotated[str, typer.Argument(help="As given to `load --session`.")],
+    as_json: Json = False,
+) -> None:
+    """Unload all that was loaded with a session key."""
+    from pillion.cli import columns, output
+
+    with session(ctx) as client:
+        output.print_records(client.adapters.end_session(session_key), columns.ATTACHMENTS, as_json)
+
+
 def warmup(
     ctx: typer.Context,
     refs: Annotated[list[str], typer.Argument(metavar="REF...", help="Adapters: ids, names or row ids.")],
@@ -216,8 +228,8 @@ def eligible(ctx: typer.Context, ref: Ref, as_json: Json = False) -> None:
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (deploy, attach, detach, move, load, unload, warmup, status, eligible):
-        app.command(command.__name__)(command)
+    for command in (deploy, attach, detach, move, load, unload, end_session, warmup, status, eligible):
+        app.command(command.__name__.replace("_", "-"))(command)
 
 
 def _wait_running(client: Pillion, begun: Attachment, no_wait: bool, timeout: float) -> None:

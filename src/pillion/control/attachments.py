@@ -80,7 +80,7 @@ async def attach(control: Control, who: Principal, instance_id: int, ref: str) -
             raise InvalidRequestError(
                 f"instance {instance_id} is a shared pool: load adapters there.", param="instance_id"
             )
-        row = await _attach(control, tx, who, adapter, instance)
+        row = await attach_in(control, tx, who, adapter, instance)
     control.changes.notify()
     return lookup.attachment_view(row, adapter)
 
@@ -103,14 +103,15 @@ async def launch_and_attach(control: Control, who: Principal, ref: str, wish: La
     async with control.db.transaction() as tx:
         adapter = await lookup.adapter(tx, who, adapter.id)
         instance = await instances.create(control, tx, who, wish.model, spec)
-        row = await _attach(control, tx, who, adapter, instance)
+        row = await attach_in(control, tx, who, adapter, instance)
     control.changes.notify()
     return lookup.attachment_view(row, adapter)
 
 
-async def _attach(
+async def attach_in(
     control: Control, tx: Tx, who: Principal, adapter: Adapter, instance: Instance
 ) -> Attachment:
+    """`attach` within a transaction of the caller's."""
     spec = await fits(tx, adapter, instance)
     await tx.attachments.lock_instance(who.account, instance.id)
     there = await tx.attachments.find(who.account, adapter.row_id, instance.id)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from pillion.control import plan
+from pillion.control import moves, plan
 from pillion.control.changes import Changes
 from pillion.control.context import Control
 from pillion.control.failures import Failures
@@ -192,11 +192,14 @@ class Controller:
         """Write down states that changed, end what is over, and forget what is gone."""
         now = self._control.clock()
         states = self._instance_states(facts)
-        moves = self._attachment_moves(facts)
+        changed = self._attachment_moves(facts)
         over = plan.ended(self._wishes.attachments, now)
-        if not states and not moves and not over:
+        settled = moves.settled(self._wishes.attachments)
+        if not states and not changed and not over and not settled:
             return
-        if any(state == "running" for _, state in states) or any(m.state == "ready" for _, m in moves):
+        if any(move.made for move in settled):
+            await self._control.gateways.acknowledged(await self.publish())
+        elif any(state == "running" for _, state in states) or any(m.state == "ready" for _, m in changed):
             # Who sees it may call at once.
             await self._control.gateways.acknowledged(await self.publish(), GATEWAYS_S)
         assert self._lease is not None
@@ -204,10 +207,12 @@ class Controller:
             await tx.leases.check(LEASE, self._lease.token)
             for instance, state in states:
                 await self._record_instance(tx, instance, state, now)
-            for attachment, found in moves:
+            for attachment, found in changed:
                 await self._record_attachment(tx, attachment, found, now)
             for attachment in over:
                 await self._end(tx, attachment, now)
+            for move in settled:
+                await moves.settle(tx, move, self._subject(move.attachment), now)
         self._control.changes.notify()
 
     async def _record_instance(self, tx: Tx, instance: Instance, state: InstanceState, now: float) -> None:
@@ -261,9 +266,11 @@ class Controller:
     async def _event(
         self, tx: Tx, attachment: Attachment, kind: str, detail: Mapping[str, object], now: float
     ) -> None:
-        adapter = self._wishes.adapters[attachment.adapter_row_id].adapter
-        subject = f"adapter:{adapter.id}"
+        subject = self._subject(attachment)
         await tx.events.append(attachment.account_id, at=now, kind=kind, subject=subject, detail=detail)
+
+    def _subject(self, attachment: Attachment) -> str:
+        return f"adapter:{self._wishes.adapters[attachment.adapter_row_id].adapter.id}"
 
     def _instance_states(self, facts: Mapping[str, ReplicaStatus]) -> list[tuple[Instance, InstanceState]]:
         found = []
@@ -277,12 +284,12 @@ class Controller:
         self, facts: Mapping[str, ReplicaStatus]
     ) -> list[tuple[Attachment, plan.AttachmentFacts]]:
         """Attachments whose facts have moved. Those of an instance that has ended are gone with it."""
-        moves = []
+        changed = []
         for attachment in self._wishes.attachments:
             adapter = self._wishes.adapters[attachment.adapter_row_id]
             instance = self._wishes.instances.get(attachment.instance_id)
             if instance is None:
-                moves.append((attachment, plan.AttachmentFacts("detaching", 0, 0, None, True)))
+                changed.append((attachment, plan.AttachmentFacts("detaching", 0, 0, None, True)))
                 continue
             region = adapter.adapter.region
             found = plan.attachment_facts(
@@ -293,8 +300,8 @@ class Controller:
                 plan.expected_in(plan.spec_of(instance), region),
             )
             if _changed(attachment, found):
-                moves.append((attachment, found))
-        return moves
+                changed.append((attachment, found))
+        return changed
 
 
 def _changed(attachment: Attachment, facts: plan.AttachmentFacts) -> bool:

@@ -126,6 +126,11 @@ class Adapters:
         wanted = _given({"backends": None if backends is None else [*backends]})
         return self._attachments(_path(ref, "unload"), wanted, READY_TIMEOUT_S)
 
+    def end_session(self, session_key: str) -> Attachments:
+        """Unload all that was loaded with this `session_key`."""
+        body = self._transport.send("DELETE", f"/v1/sessions/{segment(session_key)}", timeout=READY_TIMEOUT_S)
+        return read_list(Attachment, body)
+
     def status(self) -> Iterator[Backend]:
         """Slots per backend, and the state of each adapter there."""
         return self._transport.pages(Backend, "/v1/adapters/status")

@@ -159,6 +159,16 @@ class Attachments:
         statement = sa.update(attachments).where(owned(attachments, account), attachments.c.id == id)
         return await self._session.changed(statement.values(**values))
 
+    async def replace(self, account: str, id: int, instance_id: int | None) -> Attachment:
+        """Once it is ready it takes the place of the one at that instance; None: of none. Raises NotFoundError."""
+        statement = sa.update(attachments).where(owned(attachments, account), attachments.c.id == id)
+        after = await self._session.one(
+            statement.values(replaces=instance_id).returning(*attachments.c), Attachment
+        )
+        if after is None:
+            raise NotFoundError(f"There is no attachment {id}.")
+        return after
+
     async def delete(self, account: str, id: int) -> bool:
         """Its slot is free. For what is proved gone from every replica."""
         return await self._session.changed(
