@@ -57,8 +57,17 @@ def models(engine_python: Path) -> Path:
 @pytest.fixture(scope="session")
 def engine(engine_python: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """vLLM in float32 behind the gate. Tests bring their own adapter names and unload them."""
+    with launched(engine_python, models, tmp_path_factory.mktemp("engine")) as (engine, _):
+        yield engine
+
+
+@contextlib.contextmanager
+def launched(
+    engine_python: Path, models: Path, directory: Path
+) -> Iterator[tuple[Engine, subprocess.Popen[bytes]]]:
+    """A healthy engine and its process; both end with the context."""
     port = _free_port()
-    log = tmp_path_factory.mktemp("engine") / "engine.log"
+    log = directory / "engine.log"
     engine = Engine(f"http://127.0.0.1:{port}", "infer-key", "agent-key", models, log)
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -78,14 +87,14 @@ def engine(engine_python: Path, models: Path, tmp_path_factory: pytest.TempPathF
         )
     try:
         _wait_until_healthy(engine, process)
-        yield engine
+        yield engine, process
     finally:
         _stop(process)
 
 
 def _command(python: Path, models: Path, port: int) -> list[str]:
     return [
-        *(str(python), "-m", "vllm.entrypoints.openai.api_server"),
+        *(str(python), "-m", "pillion_engine.serve"),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--model", str(models / "base"), "--served-model-name", BASE),
         *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "64"),

@@ -39,7 +39,15 @@ class Packages:
         """A virtual environment at `path` with the build's pins, compiled to bytecode. Raises `InstallError`."""
         progress(f"making an environment with Python {build.python}")
         self._make_venv(build, path)
-        target = ["pip", "install", "--python", str(path / "bin" / "python"), "--no-deps"]
+        # Bytecode: without it every start of the engine compiles for tens of seconds.
+        target = [
+            "pip",
+            "install",
+            "--python",
+            str(path / "bin" / "python"),
+            "--no-deps",
+            "--compile-bytecode",
+        ]
         torch = f"torch=={build.pinned()['torch']}"
         if build.torch_index is not None:
             progress(f"fetching {torch}")
@@ -47,8 +55,7 @@ class Packages:
                 [[*target, torch, *source] for source in self._sources(build)], path, progress
             )
         progress(f"fetching {build.name} {build.version} and {len(build.pinned()) - 1} packages it needs")
-        # Bytecode: without it the first start of the engine compiles for tens of seconds.
-        self._run([*target, "--compile-bytecode", "--requirements", str(build.pins)], path, progress)
+        self._run([*target, "--requirements", str(build.pins)], path, progress)
 
     def _make_venv(self, build: Build, path: Path) -> None:
         try:

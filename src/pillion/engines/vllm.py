@@ -13,6 +13,7 @@ from pillion.core.replica import ReplicaSpec, Stage
 from pillion.engines.driver import PLUGIN, Launch, environment, model_argument, options, slots
 
 GATE = "pillion_engine.vllm.VllmGate"
+SERVER, CPU_SERVER = "vllm.entrypoints.openai.api_server", "pillion_engine.serve"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 _STAGES: tuple[tuple[str, Stage], ...] = (
@@ -60,7 +61,7 @@ class VllmDriver:
         chosen = options(group.engine_options, VllmOptions, "vllm")
         on_cpu = group.gpu_type == "cpu"
         model, revision = model_argument(group.model.source)
-        argv = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
+        argv = [str(python), "-m", CPU_SERVER if on_cpu else SERVER]
         argv += ["--host", spec.host, "--port", str(port), "--model", model]
         argv += ["--served-model-name", group.model.name]
         argv += ["--download-dir", str(data_dir / "cache" / "models"), "--middleware", GATE]
