@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_type_hints
 
+import msgspec
 import pytest
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
@@ -19,6 +20,12 @@ from pillion.gateway.http import Head
 from tests.gateway.world import ACME, BASE, make_adapter, make_instance, make_replica, make_snapshot
 
 CHAT = "/v1/chat/completions"
+
+
+def apply(policy: BodyPolicy, path: str, document: dict[str, Any]) -> dict[str, Any]:
+    """What an engine would get of this JSON."""
+    applied = policy.apply(path, {name: msgspec.Raw(msgspec.json.encode(v)) for name, v in document.items()})
+    return {name: msgspec.json.decode(raw) for name, raw in applied.items()}
 
 
 @pytest.mark.parametrize(
@@ -47,23 +54,23 @@ def test_operators_leave() -> None:
         "chat_template_kwargs": {"anything": 1},
         "messages": [{"role": "user", "content": [{"image_url": {"url": "https://example.org"}}]}],
     }
-    assert policy.apply(CHAT, body) == body
+    assert apply(policy, CHAT, body) == body
 
 
 @pytest.mark.parametrize(
     "switches", [{"chat_template": "{{x}}"}, {"tokenize": True}, "x", ["enable_thinking"]]
 )
 def test_template_switches(switches: Any) -> None:
-    BodyPolicy().apply(CHAT, {"chat_template_kwargs": {"enable_thinking": False}})
+    apply(BodyPolicy(), CHAT, {"chat_template_kwargs": {"enable_thinking": False}})
     with pytest.raises(InvalidRequestError):
-        BodyPolicy().apply(CHAT, {"chat_template_kwargs": switches})
+        apply(BodyPolicy(), CHAT, {"chat_template_kwargs": switches})
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/score", "/v1/messages"])
 @pytest.mark.parametrize("field", sorted(DENIED))
 def test_denied_on_every_path(path: str, field: str) -> None:
     with pytest.raises(InvalidRequestError, match=field):
-        BodyPolicy().apply(path, {"model": BASE, field: None})
+        apply(BodyPolicy(), path, {"model": BASE, field: None})
 
 
 def test_media_where_it_may_hide() -> None:
@@ -73,16 +80,13 @@ def test_media_where_it_may_hide() -> None:
         {"input": [[{"file_url": "http://x"}]]},
     ):
         with pytest.raises(InvalidRequestError, match="data:"):
-            BodyPolicy().apply("/v1/rerank", body)
+            apply(BodyPolicy(), "/v1/rerank", body)
     schema = {"properties": {"image_url": {"type": "string", "url": "http://x"}}}
-    BodyPolicy().apply(CHAT, {"tools": [{"type": "function", "function": {"parameters": schema}}]})
+    apply(BodyPolicy(), CHAT, {"tools": [{"type": "function", "function": {"parameters": schema}}]})
 
 
 def test_salt_differs_by_account_and_by_the_clients_own() -> None:
-    salts = [
-        cache_salt(b"p", *ask)
-        for ask in (("a", {}), ("b", {}), ("a", {"cache_salt": "b"}), ("a", {"cache_salt": None}))
-    ]
+    salts = [cache_salt(b"p", *ask) for ask in (("a", None), ("b", None), ("a", "b"), ("a", None))]
     assert salts[0] == salts[3]
     assert len(set(salts)) == 3
 

@@ -2,137 +2,196 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from pillion.core.errors import PillionError
 from pillion.gateway import headers
 from pillion.gateway.echo import Echo, EventEcho
 from pillion.gateway.faults import EngineError, Scrub, StreamBrokenError, error_event, parse_error
-from pillion.gateway.http import Answer, Cut, Fields, error_answer
+from pillion.gateway.outbound import RawFields
+from pillion.gateway.tokens import Tokens, Wanted
 from pillion.gateway.tries import NotResident
-from pillion.gateway.upstream import ConnectionLost, ConnectRefused, UpstreamAnswer
 
 MAX_ERROR_BODY = 64 * 2**10
 # Their streams end with [DONE]; one that ends without it was cut off, however orderly it looks.
 ENDS_WITH_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
 
-Chunks = AsyncGenerator[bytes, None]
+
+class KeyRefusedError(Exception):
+    """The engine does not take the gateway's key: nothing was done."""
+
+
+class CutShortError(Exception):
+    """An answer that ended in good order and is not whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who answers what: the engine's name for it, the client's, the fields that tell who it was.
-
-    `broken` is called when an answer that has begun ends too early.
-    """
+    """Who answers what: the path, the replacing of the engine's name by the client's, what an error may tell."""
 
     path: str
-    name: str
-    echo: str
-    fields: list[tuple[str, str]]
-    broken: Callable[[], None]
+    echo: Echo
+    scrub: Scrub
+    wanted: Wanted
 
 
-async def make_answer(upstream: UpstreamAnswer, chunks: Chunks, origin: Origin, limit: int) -> Answer:
-    """The answer, once its first byte is there: until then the request may still move.
+class Reply(Protocol):
+    """An answer on its way. Its first bytes for the client begin it; until then the request may still move.
 
-    `limit`: bytes of a JSON document or of one event. Raises `NotResident`, `ConnectRefused` and `ConnectionLost`
-    where another replica may do better, `PillionError` where the client must know.
+    `fields` go over the wire; `length` is the body's where it is known before its end.
     """
-    if upstream.status == 503 and _first(upstream.fields, "x-pillion-retry") == "1":
+
+    status: int
+    fields: bytes
+    length: int | None
+    tokens: Tokens
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes for the client. Raises `EngineError`."""
+        ...
+
+    def end(self) -> bytes:
+        """The last of them. Raises `CutShortError`, or `PillionError` where an error is the answer."""
+        ...
+
+    def failed(self, error: PillionError) -> bytes | None:
+        """The last bytes of an answer that had begun and fails; None where it has no place for an error."""
+        ...
+
+
+def read_reply(status: int, fields: RawFields, origin: Origin, limit: int) -> Reply:
+    """`limit`: bytes of a JSON document or of one event.
+
+    Raises `NotResident` and `KeyRefusedError` where another replica may do better.
+    """
+    if status == 503 and _first(fields, b"x-pillion-retry") == b"1":
         raise NotResident
-    if upstream.status in (401, 403):
-        raise ConnectRefused("the engine does not take the gateway's key")
-    if upstream.status >= 300:
-        return await _refusal(upstream, chunks, origin)
-    kind = _first(upstream.fields, "content-type").partition(";")[0].strip().lower()
-    if _first(upstream.fields, "content-encoding") not in ("", "identity"):
-        kind = "encoded"
-    if kind == "text/event-stream":
-        return await _stream(upstream, chunks, origin, limit)
-    if kind == "application/json":
-        return await _document(upstream, chunks, origin, limit)
-    first = await anext(chunks, b"")
-    fields = headers.from_engine(upstream.fields, rewritten=False)
-    return Answer(upstream.status, fields + origin.fields, _raw(first, chunks, origin))
+    if status in (401, 403):
+        raise KeyRefusedError
+    if status >= 300:
+        return _Refusal(status, origin.scrub)
+    kind = _first(fields, b"content-type").partition(b";")[0].strip().lower()
+    if _first(fields, b"content-encoding") not in (b"", b"identity"):
+        kind = b"encoded"
+    if kind == b"text/event-stream":
+        return _Events(status, headers.from_engine(fields), origin, limit)
+    if kind == b"application/json":
+        return _Document(status, headers.from_engine(fields), origin.echo, limit)
+    return _Bytes(status, headers.from_engine(fields), length_of(fields))
 
 
-async def _refusal(upstream: UpstreamAnswer, chunks: Chunks, origin: Origin) -> Answer:
-    raw = await _read(chunks, MAX_ERROR_BODY)
-    error = Scrub(origin.name, origin.echo).error(upstream.status, None if raw is None else parse_error(raw))
-    return error_answer(error, origin.fields)
+class _Whole:
+    """An answer that is read to its end before any of it goes out."""
+
+    length: int | None = None
+    fields = b""
+
+    def __init__(self, status: int, limit: int) -> None:
+        self.status = status
+        self.tokens = Tokens()
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> bytes:
+        self._size += len(data)
+        if self._size <= self._limit:
+            self._parts.append(data)
+        return b""
+
+    def _read(self) -> bytes:
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    def failed(self, error: PillionError) -> bytes | None:
+        return None
 
 
-async def _document(upstream: UpstreamAnswer, chunks: Chunks, origin: Origin, limit: int) -> Answer:
-    raw = await _read(chunks, limit)
-    if raw is None:
-        raise EngineError(f"The engine's answer is larger than {limit} bytes.")
-    whole = Echo(origin.name, origin.echo).json(raw)
-    fields = headers.from_engine(upstream.fields, rewritten=True)
-    return Answer(upstream.status, [*fields, ("content-length", str(len(whole))), *origin.fields], whole)
+class _Refusal(_Whole):
+    def __init__(self, status: int, scrub: Scrub) -> None:
+        super().__init__(status, MAX_ERROR_BODY)
+        self._scrub = scrub
+
+    def end(self) -> bytes:
+        document = parse_error(self._read()) if self._size <= self._limit else None
+        raise self._scrub.error(self.status, document)
 
 
-async def _stream(upstream: UpstreamAnswer, chunks: Chunks, origin: Origin, limit: int) -> Answer:
-    events = EventEcho(Echo(origin.name, origin.echo), Scrub(origin.name, origin.echo), limit)
-    first = b""
-    while not first:
-        chunk = await anext(chunks, None)
-        if chunk is None:
-            break
-        first = events.feed(chunk)
-    if not first and origin.path in ENDS_WITH_DONE:
-        raise ConnectionLost("the stream ended before its first event")
-    fields = headers.from_engine(upstream.fields, rewritten=True)
-    return Answer(upstream.status, fields + origin.fields, _events(first, events, chunks, origin))
+class _Document(_Whole):
+    def __init__(self, status: int, fields: bytes, echo: Echo, limit: int) -> None:
+        super().__init__(status, limit)
+        self.fields = fields
+        self._echo = echo
+
+    def feed(self, data: bytes) -> bytes:
+        super().feed(data)
+        if self._size > self._limit:
+            raise EngineError(f"The engine's answer is larger than {self._limit} bytes.")
+        return b""
+
+    def end(self) -> bytes:
+        text = self._read()
+        self.tokens.document(text)
+        return self._echo.json(text)
 
 
-async def _events(
-    first: bytes, events: EventEcho, chunks: Chunks, origin: Origin
-) -> AsyncGenerator[bytes, None]:
+class _Events:
     """The stream as it comes. Where it fails, an error event is its last (SPEC §5)."""
-    failure: PillionError | None = None
-    try:
-        yield first
-        async for chunk in chunks:
-            if out := events.feed(chunk):
-                yield out
-        rest = events.end()
-        if origin.path in ENDS_WITH_DONE and not events.done:
-            raise ConnectionLost("the stream ended without [DONE]")
-        if rest:
-            yield rest
-    except ConnectionLost:
-        failure = StreamBrokenError(
-            "The replica was lost while it answered: this stream is not complete. Try again."
-        )
-    except EngineError as error:
-        failure = error
-    if failure is not None:
-        origin.broken()
-        yield error_event(failure)
+
+    length: int | None = None
+
+    def __init__(self, status: int, fields: bytes, origin: Origin, limit: int) -> None:
+        self.status = status
+        self.fields = fields
+        self._events = EventEcho(origin.echo, origin.scrub, limit, origin.wanted)
+        self._ends_with_done = origin.path in ENDS_WITH_DONE
+        self.feed: Callable[[bytes], bytes] = self._events.feed
+        self.tokens = self._events.tokens
+
+    def end(self) -> bytes:
+        rest = self._events.end()
+        if self._ends_with_done and not self._events.done:
+            raise CutShortError("the stream ended without [DONE]")
+        return rest
+
+    def failed(self, error: PillionError) -> bytes | None:
+        return error_event(error)
 
 
-async def _raw(first: bytes, chunks: Chunks, origin: Origin) -> AsyncGenerator[bytes, None]:
-    """Bytes of a kind that has no place for an error: where they end too early, so does the connection."""
-    try:
-        yield first
-        async for chunk in chunks:
-            yield chunk
-    except ConnectionLost as error:
-        origin.broken()
-        raise Cut(str(error)) from error
+class _Bytes:
+    """A kind that has no place for an error: where it ends too early, so does the connection."""
+
+    def __init__(self, status: int, fields: bytes, length: int | None) -> None:
+        self.status = status
+        self.fields = fields
+        self.length = length
+        self.tokens = Tokens()
+
+    def feed(self, data: bytes) -> bytes:
+        return data
+
+    def end(self) -> bytes:
+        return b""
+
+    def failed(self, error: PillionError) -> bytes | None:
+        return None
 
 
-async def _read(chunks: Chunks, limit: int) -> bytes | None:
-    """All of it, or None where it is more than `limit` bytes."""
-    read = bytearray()
-    async for chunk in chunks:
-        read += chunk
-        if len(read) > limit:
-            return None
-    return bytes(read)
+def length_of(fields: RawFields) -> int | None:
+    """The body's, where its head says it."""
+    given = _first(fields, b"content-length")
+    return int(given) if given.isdigit() else None
 
 
-def _first(fields: Fields, name: str) -> str:
-    return next((value for key, value in fields if key == name), "")
+def broken() -> StreamBrokenError:
+    return StreamBrokenError(
+        "The replica was lost while it answered: this stream is not complete. Try again."
+    )
+
+
+def _first(fields: RawFields, name: bytes) -> bytes:
+    for key, value in fields:
+        if key == name:
+            return value
+    return b""

@@ -2,31 +2,59 @@
 
 from __future__ import annotations
 
+import hmac
+
 from pillion.core import keys
 from pillion.core.errors import InsufficientScopeError, InvalidApiKeyError
 from pillion.core.routing import Routes
 from pillion.core.snapshot import Key
 from pillion.gateway.http import Head
 
+MAX_SEEN = 20_000
 
-def authorize(routes: Routes, head: Head, scope: str) -> Key:
-    """The key in `Authorization: Bearer`, which must have `scope`. Raises `InvalidApiKeyError` or
-    `InsufficientScopeError`.
+
+class Doorkeeper:
+    """Checks keys against the snapshot of each request. What is kept of a key that was right before is its digest, so
+    that it is not made anew: whether it is still the right one is asked each time.
     """
-    given = head.all("authorization")
-    if len(given) != 1:
-        raise InvalidApiKeyError("Send one API key: Authorization: Bearer pil_….")
-    scheme, _, text = given[0].partition(" ")
+
+    def __init__(self) -> None:
+        self._pepper = b""
+        self._seen: dict[str, tuple[str, str]] = {}
+
+    def authorize(self, routes: Routes, head: Head, scope: str) -> Key:
+        """The key in `Authorization: Bearer`, which must have `scope`. Raises `InvalidApiKeyError` or
+        `InsufficientScopeError`.
+        """
+        given = head.all("authorization")
+        if len(given) != 1:
+            raise InvalidApiKeyError("Send one API key: Authorization: Bearer pil_….")
+        seen = self._seen.get(given[0]) if routes.pepper == self._pepper else None
+        lookup, digest = seen or _read(given[0], routes.pepper)
+        known = routes.key(lookup)
+        if known is None or not hmac.compare_digest(digest, known.digest):
+            raise InvalidApiKeyError("The API key is not valid: it is unknown here or was revoked.")
+        if seen is None:
+            self._remember(given[0], lookup, digest, routes.pepper)
+        if scope not in known.scopes:
+            raise InsufficientScopeError(
+                f"The API key lacks the scope '{scope}'; it has: {', '.join(known.scopes) or 'none'}."
+            )
+        return known
+
+    def _remember(self, given: str, lookup: str, digest: str, pepper: bytes) -> None:
+        if pepper != self._pepper or len(self._seen) >= MAX_SEEN:
+            self._seen.clear()
+            self._pepper = pepper
+        self._seen[given] = lookup, digest
+
+
+def _read(given: str, pepper: bytes) -> tuple[str, str]:
+    """The key's lookup id and digest."""
+    scheme, _, text = given.partition(" ")
     parsed = keys.parse(text.strip()) if scheme.lower() == "bearer" else None
     if parsed is None:
         raise InvalidApiKeyError(
             "The API key is malformed. It begins with pil_; check that it was copied whole."
         )
-    known = routes.key(parsed.lookup)
-    if known is None or not keys.matches(routes.pepper, parsed.text, known.digest):
-        raise InvalidApiKeyError("The API key is not valid: it is unknown here or was revoked.")
-    if scope not in known.scopes:
-        raise InsufficientScopeError(
-            f"The API key lacks the scope '{scope}'; it has: {', '.join(known.scopes) or 'none'}."
-        )
-    return known
+    return parsed.lookup, keys.digest(pepper, parsed.text)

@@ -38,16 +38,24 @@ class Balance:
 
         return min(left, key=cost)
 
+    def begin(self, replica: str) -> None:
+        """One request more in flight."""
+        self._in_flight[replica] += 1
+
+    def end(self, replica: str) -> None:
+        """One less."""
+        self._in_flight[replica] -= 1
+        if not self._in_flight[replica]:
+            del self._in_flight[replica]
+
     @contextmanager
     def holding(self, replica: str) -> Iterator[None]:
         """Counts one request in flight."""
-        self._in_flight[replica] += 1
+        self.begin(replica)
         try:
             yield
         finally:
-            self._in_flight[replica] -= 1
-            if not self._in_flight[replica]:
-                del self._in_flight[replica]
+            self.end(replica)
 
     def in_flight(self, replica: str) -> int:
         return self._in_flight[replica]

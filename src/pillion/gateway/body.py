@@ -1,18 +1,20 @@
-"""What of a request's JSON an engine may see (SPEC §4, §9)."""
+"""What of a request's JSON an engine may see (SPEC §4, §9). Values stay the client's bytes wherever they can."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from pillion.core.errors import InvalidRequestError
+from pillion.gateway.tokens import Wanted
 
-Document = dict[str, Any]
+# The top level of the body: names, and values as they came.
+Document = dict[str, msgspec.Raw]
 
 _SAMPLING = """
     frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop stream stream_options temperature top_p
@@ -73,6 +75,13 @@ MEDIA_KEYS = ("image_url", "audio_url", "video_url", "file_url")
 SCHEMAS = frozenset({"tools", "functions", "response_format", "structured_outputs", "guided_json", "text"})
 
 
+USAGE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+_MEDIA_HINTS = (b"_url", b'"url"', b"\\u")
+_document = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_string = msgspec.json.Decoder(str)
+_USAGE_ALWAYS = {"include_usage": True, "continuous_usage_stats": True}
+
+
 @dataclass(frozen=True)
 class BodyPolicy:
     """The operator's leave: `media_urls` for media by URL, `extras` for fields beyond `ALLOWED`."""
@@ -82,69 +91,112 @@ class BodyPolicy:
 
     def apply(self, path: str, document: Document) -> Document:
         """What of the document goes to an engine. Raises `InvalidRequestError` for what must not be asked."""
-        for name in document:
-            if name in DENIED and name not in self.extras:
-                raise _refused(name, "is not allowed here")
-        _check_template(document, self.extras)
+        names = document.keys()
+        if not DENIED.isdisjoint(names):
+            self._refuse_denied(names)
+        if "chat_template_kwargs" in document and "chat_template_kwargs" not in self.extras:
+            _check_template(_value(document, "chat_template_kwargs"))
         if not self.media_urls:
             _check_media(document)
         if path == "/v1/responses":
             document = _stateless(document)
-        if path not in OPENAI_PATHS:
+        if path not in OPENAI_PATHS or ALLOWED.issuperset(names):
             return document
         allowed = ALLOWED | self.extras
         return {name: value for name, value in document.items() if name in allowed}
+
+    def _refuse_denied(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in DENIED and name not in self.extras:
+                raise _refused(name, "is not allowed here")
 
 
 def read_document(raw: bytes) -> tuple[Document, str]:
     """The body's JSON object and its `model`. Of a key that is there twice the last one counts, here and upstream."""
     try:
-        document = msgspec.json.decode(raw)
+        document = _document.decode(raw)
+    except msgspec.ValidationError:
+        raise InvalidRequestError("The body must be a JSON object.") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
-    if not isinstance(document, dict):
-        raise InvalidRequestError("The body must be a JSON object.")
-    model = document.get("model")
-    if not isinstance(model, str) or not model:
+    try:
+        model = _string.decode(document["model"])
+    except (KeyError, msgspec.DecodeError, UnicodeDecodeError):
+        model = ""
+    if not model:
         raise InvalidRequestError(
             "The body must have a string 'model'. GET /v1/models lists what you can call.", param="model"
         )
     return document, model
 
 
-def encode(document: Document, model: str, salt: str | None) -> bytes:
-    """The body for an engine: its own name in `model`, the account's salt in `cache_salt` where one is due."""
-    ours = {"model": model} if salt is None else {"model": model, "cache_salt": salt}
-    return msgspec.json.encode(document | ours)
+def encode(document: Document, model: bytes, salt: str | None) -> bytes:
+    """The body for an engine: its own name in `model` (JSON), the account's salt in `cache_salt` where one is due."""
+    document["model"] = msgspec.Raw(model)
+    if salt is not None:
+        document = document | {"cache_salt": msgspec.Raw(msgspec.json.encode(salt))}
+    return msgspec.json.encode(document)
 
 
-def cache_salt(pepper: bytes, account: str, document: Document) -> str:
+def ask_for_usage(path: str, document: Document) -> Wanted:
+    """Has a stream tell its usage as it goes (in place); gives what of that the client itself asked for."""
+    if path not in USAGE_PATHS or "stream" not in document:
+        return Wanted.AS_IT_IS
+    stream = _value(document, "stream")
+    if not (stream is None or isinstance(stream, bool)):
+        # An engine might take "yes" for true: a stream nobody counted.
+        raise _refused("stream", "must be true or false")
+    if not stream:
+        return Wanted.AS_IT_IS
+    options = _value(document, "stream_options") if "stream_options" in document else None
+    if options is not None and not isinstance(options, dict):
+        return Wanted.AS_IT_IS
+    options = options or {}
+    document["stream_options"] = msgspec.Raw(msgspec.json.encode(options | _USAGE_ALWAYS))
+    if not options.get("include_usage"):
+        return Wanted.NOTHING
+    return Wanted.ALWAYS if options.get("continuous_usage_stats") else Wanted.AT_THE_END
+
+
+def cache_salt(pepper: bytes, account: str, own: Any) -> str:
     """A salt per account, so that no two share a prefix cache. A client's own salt divides its account further."""
-    text = msgspec.json.encode(["cache_salt", account, document.get("cache_salt")])
+    text = msgspec.json.encode(["cache_salt", account, own])
     return hmac.new(pepper, text, hashlib.sha256).hexdigest()
+
+
+def _value(document: Document, name: str) -> Any:
+    """A member, decoded. Raises `InvalidRequestError`."""
+    try:
+        return msgspec.json.decode(document[name])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"The field '{name}' is not valid JSON: {error}.", param=name) from None
 
 
 def _refused(param: str, why: str) -> InvalidRequestError:
     return InvalidRequestError(f"The field '{param}' {why}.", param=param)
 
 
-def _check_template(document: Document, extras: frozenset[str]) -> None:
-    switches = document.get("chat_template_kwargs")
-    if switches is None or "chat_template_kwargs" in extras:
+def _check_template(switches: Any) -> None:
+    if switches is None:
         return
     if not isinstance(switches, dict) or not TEMPLATE_SWITCHES.issuperset(switches):
         raise _refused("chat_template_kwargs", f"may hold only {', '.join(sorted(TEMPLATE_SWITCHES))}")
 
 
 def _check_media(document: Document) -> None:
-    for url in _media_urls({name: value for name, value in document.items() if name not in SCHEMAS}):
-        if not url.lower().startswith("data:"):
-            raise InvalidRequestError(
-                "Media by URL is not allowed here. Send it as a data: URL.", param="messages"
-            )
+    for name, raw in document.items():
+        text = bytes(raw)
+        # Media is named by a member that these bytes are part of, or are an escape's.
+        if name in SCHEMAS or (name not in MEDIA_KEYS and not any(hint in text for hint in _MEDIA_HINTS)):
+            continue
+        for url in _media_urls({name: _value(document, name)}):
+            if not url.lower().startswith("data:"):
+                raise InvalidRequestError(
+                    "Media by URL is not allowed here. Send it as a data: URL.", param="messages"
+                )
 
 
-def _media_urls(document: Document) -> Iterator[str]:
+def _media_urls(document: dict[str, Any]) -> Iterator[str]:
     """Every URL of an image, sound, video or file, wherever it is: strings and `{"url": …}` alike."""
     rest: list[Any] = [document]
     while rest:
@@ -165,15 +217,16 @@ def _media_urls(document: Document) -> Iterator[str]:
 def _stateless(document: Document) -> Document:
     """Nothing is kept between requests, so nothing can be referred to."""
     for name in ("previous_response_id", "conversation"):
-        if document.get(name) is not None:
+        if name in document and _value(document, name) is not None:
             raise _refused(
                 name, "needs stored responses, and none are stored; send the whole conversation in input"
             )
-    if document.get("background"):
+    if "background" in document and _value(document, "background"):
         raise _refused("background", "needs stored responses, and none are stored; use stream instead")
-    for tool in document.get("tools") or ():
+    tools = _value(document, "tools") if "tools" in document else None
+    for tool in tools if isinstance(tools, list) else ():
         if isinstance(tool, dict) and tool.get("type") not in ("function", "custom"):
             raise _refused(
                 "tools", f"has the type {str(tool.get('type'))[:40]!r}; only function tools are run, by you"
             )
-    return document | {"store": False}
+    return document | {"store": msgspec.Raw(b"false")}

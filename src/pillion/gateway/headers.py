@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from pillion.core.errors import AmbiguousRefError, InvalidRequestError
 from pillion.core.routing import ADAPTER_HEADER, Candidate, Route
 from pillion.gateway.http import Fields, Head
+from pillion.gateway.outbound import Origin, RawFields
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 HOP_BY_HOP = frozenset(
@@ -34,7 +35,13 @@ NOT_FROM_ENGINE = HOP_BY_HOP | {
     "x-powered-by",
     "www-authenticate",
 }
+_HOP_BY_HOP = frozenset(name.encode() for name in HOP_BY_HOP)
+_NOT_FROM_ENGINE = frozenset(name.encode() for name in NOT_FROM_ENGINE) | {b"content-length"}
+NOT_FROM_CONTROL = _HOP_BY_HOP | {b"date", b"x-request-id", b"content-length"}
+NOT_FROM_CONTAINER = NOT_FROM_CONTROL | {b"server"}
 EXECUTION_HEADERS = ("execution-mode", "cloud-provider", "preferred-peer-id")
+_EXECUTION_NAMES = [(f"{prefix}-{s}", s) for s in EXECUTION_HEADERS for prefix in ("x-pillion", "x-hybrie")]
+_ADAPTER_NAMES = (ADAPTER_HEADER, "x-hybrie-adapter-id")
 
 
 def request_id(head: Head, new_id: Callable[[], str]) -> str:
@@ -45,7 +52,7 @@ def request_id(head: Head, new_id: Callable[[], str]) -> str:
 
 def adapter_ref(head: Head) -> str | None:
     """The adapter a header asks for. Both spellings may be there if they agree."""
-    given = {value.strip() for name in (ADAPTER_HEADER, "x-hybrie-adapter-id") for value in head.all(name)}
+    given = {value.strip() for name in _ADAPTER_NAMES for value in head.all(name)}
     if len(given) > 1:
         raise AmbiguousRefError(
             "The adapter headers name different adapters. Send one.", param=ADAPTER_HEADER
@@ -55,8 +62,8 @@ def adapter_ref(head: Head) -> str | None:
 
 def check_execution(head: Head) -> None:
     """Refuses to leave this installation: no provider and no peer is configured for it."""
-    for suffix in EXECUTION_HEADERS:
-        for name in (f"x-pillion-{suffix}", f"x-hybrie-{suffix}"):
+    for name, suffix in _EXECUTION_NAMES:
+        if head.first(name) is not None:
             for value in head.all(name):
                 _check_execution(name, suffix, value.strip())
 
@@ -70,45 +77,71 @@ def _check_execution(name: str, suffix: str, value: str) -> None:
         raise InvalidRequestError(f"{name} must be local, cloud or hybrid.", param=name)
 
 
-def to_engine(head: Head, infer_key: str, request_id: str) -> list[tuple[str, str]]:
-    kept = [(name, value) for name, value in head.fields if name in TO_ENGINE]
-    ours = [
-        ("authorization", f"Bearer {infer_key}"),
-        ("accept-encoding", "identity"),
-        ("x-request-id", request_id),
-    ]
-    return kept + ours
+def engine_prefix(path: str, origin: Origin, infer_key: str) -> bytes:
+    """How every request to this replica begins."""
+    return (
+        f"POST {origin.prefix}{path} HTTP/1.1\r\nhost: {origin.authority}\r\n"
+        f"authorization: Bearer {infer_key}\r\naccept-encoding: identity\r\n"
+    ).encode("latin-1")
+
+
+def to_engine(head: Head, request_id: str, length: int) -> bytes:
+    """The rest of its head."""
+    kept = "".join([f"{name}: {value}\r\n" for name, value in head.fields if name in TO_ENGINE])
+    return f"{kept}x-request-id: {request_id}\r\ncontent-length: {length}\r\n\r\n".encode("latin-1")
 
 
 def to_control(head: Head, request_id: str) -> list[tuple[str, str]]:
     """All that the client sent, with its address and the request's id."""
-    dropped = {"expect", "x-request-id", "x-forwarded-for"}
+    dropped = {"content-length", "expect", "x-request-id", "x-forwarded-for"}
     forwarded = ", ".join([*head.all("x-forwarded-for"), head.peer])
     return [*end_to_end(head.fields, dropped), ("x-forwarded-for", forwarded), ("x-request-id", request_id)]
 
 
 def to_container(head: Head, infer_key: str, request_id: str) -> list[tuple[str, str]]:
     """All that the client sent but its credentials and our own fields."""
-    dropped = {"authorization", "cookie", "expect", "host", "x-request-id", "x-api-key", "x-forwarded-for"}
+    dropped = {
+        "authorization",
+        "content-length",
+        "cookie",
+        "expect",
+        "host",
+        "x-request-id",
+        "x-api-key",
+        "x-forwarded-for",
+    }
     kept = [
         (n, v) for n, v in end_to_end(head.fields, dropped) if not n.startswith(("x-pillion-", "x-hybrie-"))
     ]
     return [*kept, ("authorization", f"Bearer {infer_key}"), ("x-request-id", request_id)]
 
 
-def from_engine(fields: Fields, *, rewritten: bool) -> list[tuple[str, str]]:
-    """An engine's answer's fields for the client; the length goes where the body is rewritten."""
-    dropped = NOT_FROM_ENGINE | {"content-length"} if rewritten else NOT_FROM_ENGINE
-    return [(n, v) for n, v in end_to_end(fields, dropped) if not n.startswith("x-pillion-")]
+def from_engine(fields: RawFields) -> bytes:
+    """An engine's answer's fields for the client, without the length, as they go over the wire."""
+    return back([field for field in fields if not field[0].startswith(b"x-pillion-")], _NOT_FROM_ENGINE)
 
 
-def end_to_end(fields: Fields, dropped: frozenset[str] | set[str] = frozenset()) -> list[tuple[str, str]]:
+def back(fields: RawFields, dropped: Collection[bytes]) -> bytes:
+    """Fields of an answer as they go on, but those dropped and what was meant for one hop."""
+    named: Collection[bytes] = ()
+    if any(name == b"connection" for name, _ in fields):
+        named = {
+            token.strip().lower()
+            for name, value in fields
+            if name == b"connection"
+            for token in value.split(b",")
+        }
+    return b"".join(
+        [b"%b: %b\r\n" % (name, value) for name, value in fields if name not in dropped and name not in named]
+    )
+
+
+def end_to_end(fields: Fields, dropped: Collection[str] = frozenset()) -> list[tuple[str, str]]:
     """Without what is meant for one hop alone, those named in `connection` included."""
     named = {
         token.strip().lower() for name, value in fields if name == "connection" for token in value.split(",")
     }
-    gone = HOP_BY_HOP | named | dropped
-    return [(name, value) for name, value in fields if name not in gone]
+    return [(n, v) for n, v in fields if not (n in HOP_BY_HOP or n in named or n in dropped)]
 
 
 def served_by(route: Route, candidate: Candidate) -> list[tuple[str, str]]:

@@ -1,10 +1,10 @@
-"""Requests and answers as the gateway's decisions see them: no server's and no client library's types."""
+"""Requests and answers as the gateway's decisions see them, and header fields as bytes for the wire."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from http import HTTPStatus
 
 import msgspec
 
@@ -12,57 +12,72 @@ from pillion.core.errors import PillionError
 
 Fields = Sequence[tuple[str, str]]
 
-
-class ClientLeft(Exception):
-    """The client closed the connection before its request was whole."""
-
-
-class Cut(Exception):
-    """An answer that has begun cannot be finished: the connection must be broken, so that the client sees it."""
+STATUS_LINES = {
+    status: b"HTTP/1.1 %d %b\r\n" % (status, _phrase.encode())
+    for status in range(100, 600)
+    for _phrase in [HTTPStatus(status).phrase if status in list(HTTPStatus) else ""]
+}
 
 
-@dataclass(frozen=True, slots=True)
 class Head:
-    """A request without its body. `path` is as sent (not decoded), names of `fields` are lower case."""
+    """A request without its body. `path` is as sent (not decoded), names of `fields` are lower case.
 
-    method: str
-    path: str
-    query: str
-    fields: Fields
-    peer: str
+    `length`: bytes of its body, None where it comes in chunks. `minor`: of HTTP/1.x. `expect`: the client waits for
+    100 Continue before it sends the body.
+    """
+
+    __slots__ = (
+        "_first",
+        "expect",
+        "fields",
+        "keep_alive",
+        "length",
+        "method",
+        "minor",
+        "path",
+        "peer",
+        "query",
+    )
+
+    def __init__(self, method: str, path: str, query: str, fields: Fields, peer: str) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.fields = fields
+        self.peer = peer
+        self.length: int | None = 0
+        self.minor = 1
+        self.keep_alive = True
+        self.expect = False
+        self._first = dict(fields)
+        if len(self._first) != len(fields):
+            self._first = dict(reversed(fields))
 
     def all(self, name: str) -> list[str]:
-        return [value for key, value in self.fields if key == name]
+        if len(self._first) != len(self.fields):
+            return [value for key, value in self.fields if key == name]
+        value = self._first.get(name)
+        return [] if value is None else [value]
 
     def first(self, name: str) -> str | None:
-        return next((value for key, value in self.fields if key == name), None)
+        return self._first.get(name)
 
     @property
     def has_body(self) -> bool:
-        return self.first("content-length") not in (None, "0") or self.first("transfer-encoding") is not None
-
-
-class Body(Protocol):
-    """A request's body, to be taken once."""
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes as they come. Raises `ClientLeft`."""
-        ...
+        return self.length != 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`body` is the whole of it or its chunks; chunks raise `Cut` where they end too early."""
+    """A whole one."""
 
     status: int
     fields: Fields
-    body: bytes | AsyncGenerator[bytes, None] = b""
+    body: bytes = b""
 
 
 def json_answer(status: int, document: object, fields: Fields = ()) -> Answer:
-    raw = msgspec.json.encode(document)
-    length = ("content-length", str(len(raw)))
-    return Answer(status, [("content-type", "application/json"), length, *fields], raw)
+    return Answer(status, [("content-type", "application/json"), *fields], msgspec.json.encode(document))
 
 
 def error_answer(error: PillionError, fields: Fields = ()) -> Answer:
@@ -71,3 +86,8 @@ def error_answer(error: PillionError, fields: Fields = ()) -> Answer:
     if error.status == 401:
         extra.append(("www-authenticate", "Bearer"))
     return json_answer(error.status, error.body(), extra)
+
+
+def lines(fields: Fields) -> bytes:
+    """Fields as they go over the wire."""
+    return "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("latin-1", "replace")

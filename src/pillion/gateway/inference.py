@@ -2,48 +2,60 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from pillion.core.errors import InvalidRequestError, RequestTooLargeError
+import msgspec
+
+from pillion.core.errors import InvalidRequestError, PillionError, RequestTooLargeError
 from pillion.core.routing import Candidate, Route
-from pillion.gateway import headers
-from pillion.gateway.answers import Origin, make_answer
-from pillion.gateway.auth import authorize
+from pillion.core.snapshot import Key
+from pillion.gateway import headers, http
+from pillion.gateway.answers import CutShortError, KeyRefusedError, Origin, Reply, broken, read_reply
+from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance, RetryBudget
-from pillion.gateway.body import BodyPolicy, Document, cache_salt, encode, read_document
+from pillion.gateway.body import BodyPolicy, Document, ask_for_usage, cache_salt, encode, read_document
 from pillion.gateway.config import Limits
-from pillion.gateway.http import Answer, Body, Head
+from pillion.gateway.echo import Echo
+from pillion.gateway.faults import Scrub
+from pillion.gateway.http import Head
+from pillion.gateway.inbound import Inbound
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import Metrics
+from pillion.gateway.outbound import Origin as Address
+from pillion.gateway.outbound import Outbound, Pool, RawFields
+from pillion.gateway.tokens import Wanted
 from pillion.gateway.tries import NotResident, Tries
-from pillion.gateway.upstream import ConnectionLost, ConnectRefused, Relay
+
+MAX_PLANS = 8192
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A request that was let in. `document` is what an engine may see of its body.
+class Plan:
+    """What is the same for every request over one route to one candidate: made once."""
 
-    The engine gets a request id of ours: two clients may choose the same.
-    """
+    __slots__ = ("address", "candidate", "echo", "fields", "name", "prefix", "route", "scrub", "served_by")
 
-    account: str
-    path: str
-    head: Head
-    model: str
-    adapter_ref: str | None
-    document: Document
-    engine_request_id: str
+    def __init__(self, route: Route, candidate: Candidate, path: str, address: Address) -> None:
+        self.route = route
+        self.candidate = candidate
+        self.address = address
+        upstream = route.upstream_model(candidate)
+        self.name = msgspec.json.encode(upstream)
+        self.echo = Echo(upstream, route.echo)
+        self.scrub = Scrub(upstream, route.echo)
+        self.prefix = headers.engine_prefix(path, address, candidate.replica.infer_key)
+        self.served_by = headers.served_by(route, candidate)
+        self.fields = http.lines(self.served_by)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inference:
-    """`clock`: seconds since the epoch."""
+    """What all requests share. `clock`: seconds since the epoch."""
 
     knowledge: Knowledge
-    relay: Relay
+    pool: Pool
+    door: Doorkeeper
     balance: Balance
     budget: RetryBudget
     policy: BodyPolicy
@@ -51,102 +63,316 @@ class Inference:
     metrics: Metrics
     clock: Callable[[], float]
     new_id: Callable[[], str]
+    _plans: dict[tuple[int, int, str], Plan] = field(default_factory=dict)
 
-    @asynccontextmanager
-    async def answer(self, head: Head, body: Body) -> AsyncIterator[Answer]:
-        """The answer, whose chunks are to be taken inside the context; leaving it ends the generation upstream.
-
-        Raises `PillionError`.
-        """
-        ask = await self._admit(head, body)
-        self.budget.earn()
-        async with AsyncExitStack() as stack:
-            yield await self._place(ask, stack)
-
-    async def _admit(self, head: Head, body: Body) -> Ask:
-        key = authorize(self.knowledge.routes(), head, "inference")
+    def receive(self, head: Head, connection: Inbound) -> InferenceExchange:
+        """Raises `PillionError` for what need not be read to be refused."""
+        key = self.door.authorize(self.knowledge.routes(), head, "inference")
         ref = headers.adapter_ref(head)
         headers.check_execution(head)
-        document, model = read_document(await self._read(head, body))
-        document = self.policy.apply(head.path, document)
-        return Ask(key.account, head.path, head, model, ref, document, self.new_id())
-
-    async def _read(self, head: Head, body: Body) -> bytes:
         limit = self.limits.max_body
-        declared = head.first("content-length")
-        if declared is not None and declared.isdigit() and int(declared) > limit:
-            raise _too_large(limit)
-        read = bytearray()
+        if head.length is not None and head.length > limit:
+            raise too_large(limit)
+        connection.proceed()
+        return InferenceExchange(self, head, connection, key, ref)
+
+    def plan(self, route: Route, candidate: Candidate, path: str) -> Plan:
+        # A plan holds what it is for, so that as long as it is kept no other object can have these identities.
+        key = id(route), id(candidate), path
+        found = self._plans.get(key)
+        if found is None:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            address = self.pool.origin(candidate.replica.url)
+            found = self._plans[key] = Plan(route, candidate, path, address)
+        return found
+
+
+class InferenceExchange:
+    """Tries replicas until one answers; each try sees the newest snapshot. It is called by client and upstream."""
+
+    __slots__ = (
+        "_account",
+        "_begun",
+        "_choked",
+        "_client",
+        "_document",
+        "_engine_id",
+        "_head",
+        "_held",
+        "_in",
+        "_key",
+        "_model",
+        "_over",
+        "_parts",
+        "_plan",
+        "_ref",
+        "_reply",
+        "_size",
+        "_tries",
+        "_upstream",
+        "_wanted",
+    )
+    kind = "inference"
+    patient = False
+
+    def __init__(self, inference: Inference, head: Head, client: Inbound, key: Key, ref: str | None) -> None:
+        self._in = inference
+        self._head = head
+        self._client = client
+        self._key = key
+        self._account = key.account
+        self._ref = ref
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._tries = Tries(inference.budget)
+        self._document: Document = {}
+        self._model = ""
+        self._wanted = Wanted.AS_IT_IS
+        # The engine gets a request id of ours: two clients may choose the same.
+        self._engine_id = inference.new_id()
+        self._plan: Plan | None = None
+        self._held: str | None = None
+        self._upstream: Outbound | None = None
+        self._reply: Reply | None = None
+        self._begun = self._choked = self._over = False
+
+    # What the client's connection calls
+
+    def body(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > self._in.limits.max_body:
+            self._fail(too_large(self._in.limits.max_body))
+            return
+        self._parts.append(data)
+
+    def body_end(self) -> None:
+        if self._over:
+            return
         try:
-            async with asyncio.timeout(self.limits.body_timeout_s):
-                async for chunk in body.chunks():
-                    read += chunk
-                    if len(read) > limit:
-                        raise _too_large(limit)
-        except TimeoutError:
-            raise InvalidRequestError(
-                f"The body did not come within {self.limits.body_timeout_s:g} s."
-            ) from None
-        return bytes(read)
+            raw = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts = []
+            document, self._model = read_document(raw)
+            self._document = self._in.policy.apply(self._head.path, document)
+            self._wanted = ask_for_usage(self._head.path, self._document)
+            self._in.budget.earn()
+            self._place()
+        except PillionError as error:
+            self._fail(error)
 
-    async def _place(self, ask: Ask, stack: AsyncExitStack) -> Answer:
-        """Tries replicas until one answers. Each try sees the newest snapshot."""
-        tries = Tries(self.budget)
-        while True:
-            route = self.knowledge.routes().resolve(ask.account, ask.model, ask.adapter_ref, self.clock())
-            candidate = self.balance.choose(route, tries.excluded | tries.avoided)
-            candidate = candidate or self.balance.choose(route, tries.excluded)
-            if candidate is None:
-                raise tries.verdict(route)
-            if tries.reason is not None:
-                self.metrics.retried(tries.reason)
-            replica = candidate.replica.id
-            try:
-                async with AsyncExitStack() as attempt:
-                    answer = await self._attempt(ask, route, candidate, attempt)
-                    await stack.enter_async_context(attempt.pop_all())
-                    return answer
-            except ConnectRefused:
-                self.failed(replica, "refused")
-                tries.refused(replica)
-            except NotResident:
-                tries.absent(replica)
-            except ConnectionLost as lost:
-                if not lost.reused:
-                    self.failed(replica, "lost")
-                tries.lost(replica, reused=lost.reused)
+    def left(self) -> None:
+        self._close()
 
-    async def _attempt(self, ask: Ask, route: Route, candidate: Candidate, attempt: AsyncExitStack) -> Answer:
-        replica = candidate.replica
-        origin = Origin(
-            path=ask.path,
-            name=route.upstream_model(candidate),
-            echo=ask.model,
-            fields=headers.served_by(route, candidate),
-            broken=lambda: self.failed(replica.id, "broken"),
-        )
-        attempt.enter_context(self.balance.holding(replica.id))
-        upstream = await attempt.enter_async_context(
-            self.relay.send(
-                "POST",
-                replica.url.rstrip("/") + ask.path,
-                headers.to_engine(ask.head, replica.infer_key, ask.engine_request_id),
-                encode(ask.document, origin.name, self._salt(ask, candidate)),
-            )
-        )
-        chunks = await attempt.enter_async_context(aclosing(upstream.chunks()))
-        return await make_answer(upstream, chunks, origin, self.limits.max_answer)
+    def client_full(self, full: bool) -> None:
+        self._choked = full
+        if self._upstream is not None:
+            if full:
+                self._upstream.pause()
+            else:
+                self._upstream.resume()
 
-    def _salt(self, ask: Ask, candidate: Candidate) -> str | None:
+    # What upstream calls
+
+    def connected(self, connection: Outbound) -> None:
+        if self._over:
+            self._in.pool.give(connection)
+            return
+        self._send(connection)
+
+    def refused(self, why: str) -> None:
+        if self._over:
+            return
+        replica = self._let_go()
+        self._failed(replica, "refused")
+        self._tries.refused(replica)
+        self._again()
+
+    def lost(self, why: str) -> None:
+        if self._over:
+            return
+        reused = self._upstream is not None and self._upstream.reused
+        self._upstream = None
+        self._lost(reused=reused)
+
+    def proceed(self) -> None:
+        """Nothing waits for it."""
+
+    def began(self, status: int, fields: RawFields) -> None:
+        plan = self._plan
+        assert plan is not None
+        origin = Origin(self._head.path, plan.echo, plan.scrub, self._wanted)
+        try:
+            self._reply = read_reply(status, fields, origin, self._in.limits.max_answer)
+        except NotResident:
+            self._part()
+            self._tries.absent(self._let_go())
+            self._again()
+        except KeyRefusedError:
+            self._part()
+            self.refused("the engine does not take the gateway's key")
+
+    def came(self, data: bytes) -> None:
+        reply = self._reply
+        if reply is None:
+            return
+        try:
+            out = reply.feed(data)
+        except PillionError as error:
+            self._break(error)
+            return
+        if not out:
+            return
+        if self._begun:
+            self._client.write(out)
+        else:
+            self._begin(reply, out)
+
+    def answered(self) -> None:
+        self._upstream = None
+        reply = self._reply
+        if self._over or reply is None:
+            return
+        try:
+            rest = reply.end()
+        except CutShortError:
+            self._lost(reused=False)
+            return
+        except PillionError as error:
+            self._fail(error)
+            return
+        plan = self._plan
+        assert plan is not None
+        self._settle()
+        if self._begun:
+            self._client.end(rest)
+        else:
+            self._client.answer(reply.status, reply.fields + plan.fields, rest)
+
+    def upstream_full(self, full: bool) -> None:
+        """The whole request is in its buffer anyway."""
+
+    # Below
+
+    def _place(self) -> None:
+        """Asks the best replica there is. Raises `PillionError`."""
+        shared, tries = self._in, self._tries
+        route = shared.knowledge.routes().resolve(self._account, self._model, self._ref, shared.clock())
+        if tries.excluded or tries.avoided:
+            candidate = shared.balance.choose(route, tries.excluded | tries.avoided)
+            candidate = candidate or shared.balance.choose(route, tries.excluded)
+        else:
+            candidate = shared.balance.choose(route)
+        if candidate is None:
+            raise tries.verdict(route)
+        if tries.reason is not None:
+            shared.metrics.retried(tries.reason)
+        plan = self._plan = shared.plan(route, candidate, self._head.path)
+        self._held = candidate.replica.id
+        shared.balance.begin(self._held)
+        connection = shared.pool.take(plan.address)
+        if connection is None:
+            shared.pool.connect(plan.address, self)
+        else:
+            self._send(connection)
+
+    def _send(self, connection: Outbound) -> None:
+        plan = self._plan
+        assert plan is not None
+        self._upstream = connection
+        body = encode(self._document, plan.name, self._salt(plan.candidate))
+        connection.send(self, plan.prefix + headers.to_engine(self._head, self._engine_id, len(body)) + body)
+        if self._choked:
+            connection.pause()
+
+    def _salt(self, candidate: Candidate) -> str | None:
         """On shared pools. What an account runs alone needs none, and its engine may not know the field."""
         if candidate.instance.account is not None:
             return None
-        return cache_salt(self.knowledge.routes().pepper, ask.account, ask.document)
+        own = self._document.get("cache_salt")
+        pepper = self._in.knowledge.routes().pepper
+        return _salt_of(pepper, self._account, None if own is None else bytes(own))
 
-    def failed(self, replica: str, reason: str) -> None:
-        self.balance.failed(replica)
-        self.metrics.failed(reason)
+    def _begin(self, reply: Reply, first: bytes) -> None:
+        plan = self._plan
+        assert plan is not None
+        self._begun = True
+        self._client.begin(reply.status, reply.fields + plan.fields, reply.length, first)
+
+    def _lost(self, *, reused: bool) -> None:
+        self._reply = None if not self._begun else self._reply
+        if self._begun:
+            self._break(broken())
+            return
+        replica = self._let_go()
+        if not reused:
+            self._failed(replica, "lost")
+        try:
+            self._tries.lost(replica, reused=reused)
+        except PillionError as error:
+            self._fail(error)
+            return
+        self._again()
+
+    def _again(self) -> None:
+        try:
+            self._place()
+        except PillionError as error:
+            self._fail(error)
+
+    def _break(self, error: PillionError) -> None:
+        """Ends an answer that has begun, or not, with an error."""
+        reply = self._reply
+        if not self._begun or reply is None:
+            self._fail(error)
+            return
+        last = reply.failed(error)
+        self._failed(self._held or "", "broken")
+        self._close()
+        if last is None:
+            self._client.cut(error.message)
+        else:
+            self._client.end(last)
+
+    def _fail(self, error: PillionError) -> None:
+        fields = self._plan.served_by if self._plan is not None and self._reply is not None else ()
+        self._close()
+        self._client.fail(error, fields)
+
+    def _failed(self, replica: str, reason: str) -> None:
+        self._in.balance.failed(replica)
+        self._in.metrics.failed(reason)
+
+    def _part(self) -> None:
+        """From an upstream whose answer is not wanted."""
+        if self._upstream is not None:
+            self._upstream.abort()
+            self._upstream = None
+
+    def _let_go(self) -> str:
+        """Of the replica that was tried; which it was."""
+        held, self._held = self._held or "", None
+        self._in.balance.end(held)
+        return held
+
+    def _settle(self) -> None:
+        self._over = True
+        if self._held is not None:
+            self._let_go()
+
+    def _close(self) -> None:
+        self._part()
+        if not self._over:
+            self._settle()
 
 
-def _too_large(limit: int) -> RequestTooLargeError:
+@functools.lru_cache(4096)
+def _salt_of(pepper: bytes, account: str, own: bytes | None) -> str:
+    try:
+        value = None if own is None else msgspec.json.decode(own)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise InvalidRequestError("The field 'cache_salt' is not valid JSON.", param="cache_salt") from None
+    return cache_salt(pepper, account, value)
+
+
+def too_large(limit: int) -> RequestTooLargeError:
     return RequestTooLargeError(f"The body is larger than {limit} bytes.")

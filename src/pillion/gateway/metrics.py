@@ -1,11 +1,23 @@
-"""The gateway's own metrics. Labels are bounded: kinds, statuses and reasons, never accounts or adapters."""
+"""The gateway's own metrics. Labels are bounded: kinds, statuses and reasons, never accounts or adapters.
+
+Counted in plain numbers, which cost a request nothing; Prometheus' types are made when somebody asks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
 
 from pillion.gateway.knowledge import Knowledge
 
@@ -13,62 +25,100 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FIRST_BYTE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-class Metrics:
+class Metrics(Collector):
     """One registry per gateway, so that several may live in one process."""
 
     def __init__(self, knowledge: Knowledge) -> None:
-        self._registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            "pillion_gateway_requests", "Requests answered", ["kind", "status"], registry=registry
-        )
-        self._in_flight = Gauge(
-            "pillion_gateway_in_flight", "Requests being answered", ["kind"], registry=registry
-        )
-        self._retries = Counter(
-            "pillion_gateway_retries", "Requests sent to another replica", ["reason"], registry=registry
-        )
-        self._failures = Counter(
-            "pillion_gateway_upstream_failures", "Failures of replicas", ["reason"], registry=registry
-        )
-        self._first_byte = Histogram(
-            "pillion_gateway_first_byte_seconds",
-            "From a request's arrival to its answer's first byte",
-            ["kind"],
-            buckets=FIRST_BYTE_BUCKETS,
-            registry=registry,
-        )
-        version = Gauge(
-            "pillion_gateway_snapshot_version", "Version of the snapshot that is applied", registry=registry
-        )
-        version.set_function(lambda: knowledge.version)
-        age = Gauge(
-            "pillion_gateway_snapshot_age_seconds",
-            "Since control last confirmed the snapshot",
-            registry=registry,
-        )
-        age.set_function(lambda: knowledge.age)
+        self._knowledge = knowledge
+        self._requests: Counter[tuple[str, int]] = Counter()
+        self._in_flight: Counter[str] = Counter()
+        self._retries: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
+        self._quarantines = 0
+        self._first_byte: dict[str, list[int]] = {}
+        self._first_byte_sum: Counter[str] = Counter()
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
 
-    @contextmanager
-    def answering(self, kind: str) -> Iterator[None]:
-        gauge = self._in_flight.labels(kind)
-        gauge.inc()
-        try:
-            yield
-        finally:
-            gauge.dec()
+    def taken(self, kind: str) -> None:
+        """A request has come."""
+        self._in_flight[kind] += 1
 
     def answered(self, kind: str, status: int) -> None:
         """`status` as the client got it; 499 where it left before."""
-        self._requests.labels(kind, str(status)).inc()
+        self._in_flight[kind] -= 1
+        self._requests[kind, status] += 1
+
+    def malformed(self, status: int) -> None:
+        """What came was no request."""
+        self._requests["malformed", status] += 1
 
     def first_byte(self, kind: str, seconds: float) -> None:
-        self._first_byte.labels(kind).observe(seconds)
+        counts = self._first_byte.get(kind)
+        if counts is None:
+            counts = self._first_byte[kind] = [0] * (len(FIRST_BYTE_BUCKETS) + 1)
+        counts[bisect_left(FIRST_BYTE_BUCKETS, seconds)] += 1
+        self._first_byte_sum[kind] += seconds  # type: ignore[assignment]
 
     def retried(self, reason: str) -> None:
-        self._retries.labels(reason).inc()
+        self._retries[reason] += 1
 
     def failed(self, reason: str) -> None:
-        self._failures.labels(reason).inc()
+        self._failures[reason] += 1
+
+    def quarantined(self) -> None:
+        self._quarantines += 1
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Prometheus' view, made now."""
+        requests = ((labels, count) for labels, count in self._requests.items())
+        yield _counter("pillion_gateway_requests", "Requests answered", ("kind", "status"), requests)
+        flying = GaugeMetricFamily("pillion_gateway_in_flight", "Requests being answered", labels=["kind"])
+        for kind, count in self._in_flight.items():
+            flying.add_metric([kind], count)
+        yield flying
+        retries = (((reason,), count) for reason, count in self._retries.items())
+        yield _counter("pillion_gateway_retries", "Requests sent to another replica", ("reason",), retries)
+        failures = (((reason,), count) for reason, count in self._failures.items())
+        yield _counter("pillion_gateway_upstream_failures", "Failures of replicas", ("reason",), failures)
+        yield _counter(
+            "pillion_gateway_quarantines",
+            "Adapters refused for a while, because two replicas died holding a request for one",
+            (),
+            [((), self._quarantines)],
+        )
+        yield self._first_bytes()
+        yield GaugeMetricFamily(
+            "pillion_gateway_snapshot_version",
+            "Version of the snapshot that is applied",
+            value=self._knowledge.version,
+        )
+        yield GaugeMetricFamily(
+            "pillion_gateway_snapshot_age_seconds",
+            "Since control last confirmed the snapshot",
+            value=self._knowledge.age,
+        )
+
+    def _first_bytes(self) -> Metric:
+        family = HistogramMetricFamily(
+            "pillion_gateway_first_byte_seconds",
+            "From a request's arrival to its answer's first byte",
+            labels=["kind"],
+        )
+        bounds = [*map(str, FIRST_BYTE_BUCKETS), "+Inf"]
+        for kind, counts in self._first_byte.items():
+            buckets = list(zip(bounds, map(float, accumulate(counts)), strict=True))
+            family.add_metric([kind], buckets, sum_value=self._first_byte_sum[kind])
+        return family
+
+
+def _counter(
+    name: str, text: str, labels: tuple[str, ...], counts: Iterable[tuple[tuple[object, ...], int]]
+) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, count in counts:
+        family.add_metric([str(value) for value in values], count)
+    return family

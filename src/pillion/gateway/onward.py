@@ -3,88 +3,260 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from pillion.core.errors import NotFoundError, UnavailableError
+from pillion.core.errors import NotFoundError, PillionError, UnavailableError
 from pillion.core.names import parse_row_id
 from pillion.core.routing import Candidate, Route
 from pillion.core.snapshot import Instance
-from pillion.gateway import headers
-from pillion.gateway.auth import authorize
+from pillion.gateway import headers, http
+from pillion.gateway.answers import length_of
+from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance
-from pillion.gateway.http import Answer, Body, Cut, Fields, Head
+from pillion.gateway.http import Fields, Head
+from pillion.gateway.inbound import Inbound
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import Metrics
-from pillion.gateway.upstream import ConnectionLost, ConnectRefused, Relay, UpstreamAnswer
+from pillion.gateway.outbound import Origin, Outbound, Pool, RawFields
 
 CONTAINER = re.compile(r"/inference-instances/(?P<id>[^/]*)/proxy(?P<path>/.*)?")
 
 
+class Passage:
+    """One request and its answer, streamed both ways: nothing is held, decoded or changed.
+
+    Subclasses say where it goes and what becomes of failures.
+    """
+
+    patient = True
+    kind = "control"
+    dropped: Collection[bytes] = ()
+
+    def __init__(self, pool: Pool, head: Head, client: Inbound, path: str) -> None:
+        self._pool = pool
+        self._head = head
+        self._client = client
+        self._path = f"{path}?{head.query}" if head.query else path
+        self._upstream: Outbound | None = None
+        self._waiting: list[bytes] = []
+        self._whole = False
+        self._expect = False
+        self._begun = self._over = self._client_is_full = False
+
+    # What the client's connection calls
+
+    def body(self, data: bytes) -> None:
+        if self._upstream is None or self._expect:
+            self._waiting.append(data)
+            self._client.pause()
+        else:
+            self._upstream.write(self._framed(data), whole=False)
+
+    def body_end(self) -> None:
+        self._whole = True
+        if self._head.length == 0 or self._over:
+            return
+        if self._upstream is not None and not self._expect:
+            self._upstream.write(self._ending(), whole=True)
+
+    def left(self) -> None:
+        self._close()
+
+    def client_full(self, full: bool) -> None:
+        self._client_is_full = full
+        if self._upstream is not None:
+            if full:
+                self._upstream.pause()
+            else:
+                self._upstream.resume()
+
+    # What upstream calls
+
+    def connected(self, connection: Outbound) -> None:
+        if self._over:
+            self._pool.give(connection)
+            return
+        self._upstream = connection
+        head = self._head
+        expect = self._expect
+        data = self._start(self._fields(), connection.origin)
+        bodiless = head.length == 0
+        connection.send(self, data, whole=bodiless, head_only=head.method == "HEAD")
+        if self._client_is_full:
+            connection.pause()
+        if not bodiless and not expect:
+            self._client.proceed()
+            self._flow()
+
+    def proceed(self) -> None:
+        if self._expect:
+            self._expect = False
+            self._client.proceed()
+            self._flow()
+
+    def began(self, status: int, fields: RawFields) -> None:
+        self._begun = True
+        length = None if status == 204 else length_of(fields)
+        self._client.begin(status, headers.back(fields, self.dropped) + self._extra(), length)
+
+    def came(self, data: bytes) -> None:
+        self._client.write(data)
+
+    def answered(self) -> None:
+        self._upstream = None
+        if not self._over:
+            self._settle()
+            self._client.end()
+
+    def refused(self, why: str) -> None:
+        if not self._over:
+            self._fail(self.unreachable(why))
+
+    def lost(self, why: str) -> None:
+        if self._over:
+            return
+        reused = self._upstream is not None and self._upstream.reused
+        self._upstream = None
+        if self._begun:
+            self._settle()
+            self._client.cut(why)
+        elif reused and self._head.length == 0 and self._head.method != "POST":
+            # It was closed for its age; what is asked for may be asked twice.
+            self._pool.connect(self._origin(), self)
+        else:
+            self._fail(self.unreachable(why))
+
+    def upstream_full(self, full: bool) -> None:
+        if full:
+            self._client.pause()
+        else:
+            self._client.resume()
+
+    # What subclasses say
+
+    def _origin(self) -> Origin:
+        raise NotImplementedError
+
+    def _fields(self) -> Fields:
+        raise NotImplementedError
+
+    def _extra(self) -> bytes:
+        """Fields of the answer that are ours."""
+        return b""
+
+    def unreachable(self, why: str) -> PillionError:
+        raise NotImplementedError
+
+    # Below
+
+    def _go(self) -> None:
+        connection = self._pool.take(self._origin())
+        if connection is None:
+            self._pool.connect(self._origin(), self)
+        else:
+            self.connected(connection)
+
+    def _start(self, fields: Fields, origin: Origin) -> bytes:
+        head = self._head
+        framing = ""
+        if head.length is None:
+            framing = "transfer-encoding: chunked\r\n"
+        elif head.length or head.first("content-length") is not None:
+            framing = f"content-length: {head.length}\r\n"
+        if self._expect:
+            framing += "expect: 100-continue\r\n"
+        line = f"{head.method} {origin.prefix}{self._path} HTTP/1.1\r\n"
+        return line.encode("latin-1") + http.lines(fields) + framing.encode() + b"\r\n"
+
+    def _flow(self) -> None:
+        """What waited goes on, and the rest follows."""
+        assert self._upstream is not None
+        waiting, self._waiting = self._waiting, []
+        for data in waiting:
+            self._upstream.write(self._framed(data), whole=False)
+        if self._whole:
+            self._upstream.write(self._ending(), whole=True)
+        self._client.resume()
+
+    def _framed(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._head.length is None else data
+
+    def _ending(self) -> bytes:
+        return b"0\r\n\r\n" if self._head.length is None else b""
+
+    def _fail(self, error: PillionError) -> None:
+        self._close()
+        self._client.fail(error)
+
+    def _settle(self) -> None:
+        self._over = True
+
+    def _close(self) -> None:
+        if self._upstream is not None:
+            self._upstream.abort()
+            self._upstream = None
+        if not self._over:
+            self._settle()
+
+
 @dataclass(frozen=True)
 class ToControl:
-    """Bodies stream both ways; nothing is held, decoded or changed."""
-
-    relay: Relay
+    pool: Pool
     url: str
 
-    @asynccontextmanager
-    async def answer(self, head: Head, body: Body, request_id: str) -> AsyncIterator[Answer]:
-        """Raises `UnavailableError` with `control_unavailable`."""
-        async with AsyncExitStack() as stack:
-            try:
-                # Control may refuse an upload before it is sent; what a container's server makes of it is not known.
-                expect = (head.first("expect") or "").lower() == "100-continue"
-                url = self.url.rstrip("/") + head.path
-                fields = headers.to_control(head, request_id)
-                upstream = await stack.enter_async_context(
-                    _send(self.relay, head, url, fields, body, expect=expect)
-                )
-            except (ConnectRefused, ConnectionLost) as error:
-                raise UnavailableError(
-                    "The control API does not answer now. Inference goes on; try again shortly.",
-                    code="control_unavailable",
-                    retry_after=2.0,
-                ) from error
-            chunks = await stack.enter_async_context(aclosing(upstream.chunks()))
-            yield Answer(upstream.status, _back(upstream, {"date", "x-request-id"}), _verbatim(chunks))
+    def receive(self, head: Head, client: Inbound) -> Passage:
+        passage = _ControlPassage(self, head, client)
+        passage.start()
+        return passage
+
+
+class _ControlPassage(Passage):
+    dropped = headers.NOT_FROM_CONTROL
+
+    def __init__(self, control: ToControl, head: Head, client: Inbound) -> None:
+        super().__init__(control.pool, head, client, head.path)
+        self._control = control
+        # Control may refuse an upload before it is sent; what a container's server makes of it is not known.
+        self._expect = head.expect
+
+    def start(self) -> None:
+        self._go()
+
+    def _origin(self) -> Origin:
+        return self._pool.origin(self._control.url)
+
+    def _fields(self) -> Fields:
+        return headers.to_control(self._head, self._client.request_id)
+
+    def unreachable(self, why: str) -> PillionError:
+        return UnavailableError(
+            "The control API does not answer now. Inference goes on; try again shortly.",
+            code="control_unavailable",
+            retry_after=2.0,
+        )
 
 
 @dataclass(frozen=True)
 class ToContainer:
-    """Instances that do not speak OpenAI, bodies and answers verbatim."""
+    """Instances that do not speak OpenAI."""
 
     knowledge: Knowledge
-    relay: Relay
+    door: Doorkeeper
+    pool: Pool
     balance: Balance
     metrics: Metrics
 
-    @asynccontextmanager
-    async def answer(self, head: Head, body: Body, request_id: str) -> AsyncIterator[Answer]:
-        """Raises `PillionError`. Only a refused connection moves to another replica: the body goes out but once."""
+    def receive(self, head: Head, client: Inbound) -> Passage:
+        """Raises `PillionError`."""
         route, path = self._route(head)
-        excluded: set[str] = set()
-        async with AsyncExitStack() as stack:
-            while (candidate := self.balance.choose(route, excluded)) is not None:
-                try:
-                    upstream = await self._send(candidate, head, path, body, request_id, stack)
-                    break
-                except ConnectRefused:
-                    excluded.add(candidate.replica.id)
-                    self._failed(candidate, "refused")
-                except ConnectionLost as error:
-                    self._failed(candidate, "lost")
-                    raise UnavailableError("The replica was lost while it had this request.") from error
-            else:
-                raise UnavailableError(f"No replica of '{route.echo}' could be reached. Try again shortly.")
-            chunks = await stack.enter_async_context(aclosing(upstream.chunks()))
-            fields = _back(upstream, {"date", "server", "x-request-id"}) + headers.served_by(route, candidate)
-            yield Answer(upstream.status, fields, _verbatim(chunks))
+        passage = _ContainerPassage(self, route, path, head, client)
+        passage.start()
+        return passage
 
     def _route(self, head: Head) -> tuple[Route, str]:
         routes = self.knowledge.routes()
-        account = authorize(routes, head, "inference").account
+        account = self.door.authorize(routes, head, "inference").account
         parts = CONTAINER.fullmatch(head.path)
         number = parse_row_id(parts["id"]) if parts is not None else None
         instance = routes.instance(account, number) if number is not None else None
@@ -97,47 +269,77 @@ class ToContainer:
             )
         return _to_instance(account, instance), parts["path"] or "/"
 
-    async def _send(
-        self, candidate: Candidate, head: Head, path: str, body: Body, request_id: str, stack: AsyncExitStack
-    ) -> UpstreamAnswer:
-        replica = candidate.replica
-        fields = headers.to_container(head, replica.infer_key, request_id)
-        async with AsyncExitStack() as attempt:
-            attempt.enter_context(self.balance.holding(replica.id))
-            url = replica.url.rstrip("/") + path
-            upstream = await attempt.enter_async_context(_send(self.relay, head, url, fields, body))
-            await stack.enter_async_context(attempt.pop_all())
-            return upstream
 
-    def _failed(self, candidate: Candidate, reason: str) -> None:
-        self.balance.failed(candidate.replica.id)
-        self.metrics.failed(reason)
+class _ContainerPassage(Passage):
+    """Only a refused connection moves to another replica: the body goes out but once."""
 
+    kind = "container"
+    dropped = headers.NOT_FROM_CONTAINER
 
-@asynccontextmanager
-async def _send(
-    relay: Relay, head: Head, url: str, fields: Fields, body: Body, *, expect: bool = False
-) -> AsyncIterator[UpstreamAnswer]:
-    full = f"{url}?{head.query}" if head.query else url
-    chunks = body.chunks() if head.has_body else None
-    async with relay.send(head.method, full, fields, chunks, expect=expect) as upstream:
-        yield upstream
+    def __init__(self, shared: ToContainer, route: Route, path: str, head: Head, client: Inbound) -> None:
+        super().__init__(shared.pool, head, client, path)
+        self._shared = shared
+        self._route = route
+        self._excluded: set[str] = set()
+        self._candidate: Candidate | None = None
+
+    def start(self) -> None:
+        """Raises `UnavailableError` where no replica is left."""
+        candidate = self._shared.balance.choose(self._route, self._excluded)
+        if candidate is None:
+            raise UnavailableError(f"No replica of '{self._route.echo}' could be reached. Try again shortly.")
+        self._candidate = candidate
+        self._shared.balance.begin(candidate.replica.id)
+        self._go()
+
+    def refused(self, why: str) -> None:
+        if self._over:
+            return
+        self._excluded.add(self._let_go("refused"))
+        try:
+            self.start()
+        except PillionError as error:
+            self._fail(error)
+
+    def lost(self, why: str) -> None:
+        if not self._over and not self._begun and self._upstream is not None and not self._upstream.reused:
+            self._failed("lost")
+        super().lost(why)
+
+    def unreachable(self, why: str) -> PillionError:
+        return UnavailableError("The replica was lost while it had this request.")
+
+    def _origin(self) -> Origin:
+        return self._pool.origin(self._replica().replica.url)
+
+    def _fields(self) -> Fields:
+        fields = headers.to_container(self._head, self._replica().replica.infer_key, self._client.request_id)
+        return [("host", self._origin().authority), *fields]
+
+    def _extra(self) -> bytes:
+        return http.lines(headers.served_by(self._route, self._replica()))
+
+    def _replica(self) -> Candidate:
+        assert self._candidate is not None
+        return self._candidate
+
+    def _failed(self, reason: str) -> None:
+        self._shared.balance.failed(self._replica().replica.id)
+        self._shared.metrics.failed(reason)
+
+    def _let_go(self, reason: str) -> str:
+        self._failed(reason)
+        replica = self._replica().replica.id
+        self._shared.balance.end(replica)
+        self._candidate = None
+        return replica
+
+    def _settle(self) -> None:
+        super()._settle()
+        if self._candidate is not None:
+            self._shared.balance.end(self._candidate.replica.id)
 
 
 def _to_instance(account: str, instance: Instance) -> Route:
     ready = tuple(Candidate(instance, replica, 0) for replica in instance.replicas if replica.ready)
     return Route("base", account, f"{instance.model}:{instance.id}", instance.model, None, ready)
-
-
-def _back(upstream: UpstreamAnswer, dropped: set[str]) -> list[tuple[str, str]]:
-    if upstream.status in (204, 304):
-        dropped = dropped | {"content-length"}
-    return headers.end_to_end(upstream.fields, dropped)
-
-
-async def _verbatim(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    try:
-        async for chunk in chunks:
-            yield chunk
-    except ConnectionLost as error:
-        raise Cut(str(error)) from error

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import resource
 import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 import structlog
-import uvicorn
 import uvloop
 
 from pillion.gateway.app import Gateway
+from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance, RetryBudget
 from pillion.gateway.body import BodyPolicy
-from pillion.gateway.config import GatewayConfig
+from pillion.gateway.config import GatewayConfig, Limits
 from pillion.gateway.feed import ControlSource, SnapshotFeed
-from pillion.gateway.guard import guarded
+from pillion.gateway.inbound import Inbound
 from pillion.gateway.inference import Inference
 from pillion.gateway.kept import KeptSnapshot, gateway_id
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import Metrics
 from pillion.gateway.onward import ToContainer, ToControl
-from pillion.gateway.relay import AiohttpRelay
+from pillion.gateway.outbound import Pool
 
 log = structlog.get_logger(__name__)
 
@@ -55,94 +56,99 @@ async def serve(
     listen or write to `state_dir`.
     """
     _raise_file_limit()
+    loop = asyncio.get_running_loop()
     listener = listener or _listen(config.host, config.port)
     listener.setblocking(False)
     with contextlib.closing(listener):
         host, port = listener.getsockname()[:2]
-        async with _gateway(config) as (app, relay):
-            server = _Server(_uvicorn_config(app, config))
-            serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        async with _gateway(config) as (app, pool):
+            server = await loop.create_server(lambda: Inbound(app, loop), sock=listener, backlog=2048)
+            sweeping = asyncio.ensure_future(_sweep(app, config.limits))
             log.info("gateway listens", host=host, port=port)
             started(host, port)
             stopping = asyncio.ensure_future(stop.wait())
-            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sweeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
-            app.draining.set()
-            server.should_exit = True
-            await asyncio.wait({serving}, timeout=config.limits.drain_s)
-            if not serving.done():
-                log.warning("drain deadline: cutting off what is left")
-                await relay.aclose()
-            await serving
+            server.close()
+            app.drain()
+            await _drained(app, pool, config.limits)
+            sweeping.cancel()
+            await asyncio.wait({sweeping})
     log.info("gateway stopped")
 
 
+async def _drained(app: Gateway, pool: Pool, limits: Limits) -> None:
+    """Waits for what is in flight, and cuts off what is not done in time."""
+    try:
+        async with asyncio.timeout(limits.drain_s):
+            await app.emptied()
+        return
+    except TimeoutError:
+        log.warning("drain deadline: cutting off what is left")
+    pool.close()
+    try:
+        async with asyncio.timeout(LAST_WORDS_S):
+            await app.emptied()
+    except TimeoutError:
+        app.abort()
+
+
+async def _sweep(app: Gateway, limits: Limits) -> None:
+    """Looks for what is too slow, often enough for the shortest limit."""
+    loop = asyncio.get_running_loop()
+    shortest = min(limits.header_timeout_s, limits.body_timeout_s, limits.linger_s, limits.keep_alive_s)
+    while True:
+        await asyncio.sleep(min(1.0, shortest / 4))
+        app.sweep(loop.time())
+
+
 @contextlib.asynccontextmanager
-async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, AiohttpRelay]]:
+async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, Pool]]:
     """All parts, wired; the snapshot feed runs inside the context."""
     name = await asyncio.to_thread(gateway_id, config.state_dir, lambda: f"gw_{secrets.token_hex(8)}")
     knowledge = Knowledge(time.time, config.snapshot_max_age_s)
-    relay = AiohttpRelay(config.limits.connect_timeout_s)
-    async with contextlib.aclosing(relay), aiohttp.ClientSession() as session:
+    pool = Pool(config.limits.connect_timeout_s)
+    async with aiohttp.ClientSession() as session:
         source = ControlSource(session, config.internal_url, config.internal_token, name)
         feed = SnapshotFeed(source, KeptSnapshot(config.state_dir), knowledge, time.time, random.random)
         await feed.start()
         feeding = asyncio.ensure_future(feed.run())
         try:
-            yield _app(config, knowledge, relay), relay
+            yield _app(config, knowledge, pool), pool
         finally:
+            pool.close()
             feeding.cancel()
             await asyncio.wait({feeding})
 
 
-def _app(config: GatewayConfig, knowledge: Knowledge, relay: AiohttpRelay) -> Gateway:
+def _app(config: GatewayConfig, knowledge: Knowledge, pool: Pool) -> Gateway:
     metrics = Metrics(knowledge)
     balance = Balance(time.monotonic)
+    door = Doorkeeper()
+    new_id = _request_ids()
     return Gateway(
         knowledge=knowledge,
+        door=door,
         inference=Inference(
             knowledge=knowledge,
-            relay=relay,
+            pool=pool,
+            door=door,
             balance=balance,
             budget=RetryBudget(),
             policy=BodyPolicy(config.media_urls, config.allowed_extras),
             limits=config.limits,
             metrics=metrics,
             clock=time.time,
-            new_id=_request_id,
+            new_id=new_id,
         ),
-        control=ToControl(relay, config.control_url),
-        container=ToContainer(knowledge, relay, balance, metrics),
+        control=ToControl(pool, config.control_url),
+        container=ToContainer(knowledge, door, pool, balance, metrics),
+        pool=pool,
         metrics=metrics,
+        limits=config.limits,
         clock=time.time,
         timer=time.perf_counter,
-        new_id=_request_id,
-        draining=asyncio.Event(),
-    )
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers: whoever runs us decides when to stop."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _uvicorn_config(app: Gateway, config: GatewayConfig) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=guarded(config.limits),
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=config.limits.keep_alive_s,
-        timeout_graceful_shutdown=round(config.limits.drain_s) + LAST_WORDS_S,
+        new_id=new_id,
     )
 
 
@@ -151,8 +157,10 @@ def _listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=2048)
 
 
-def _request_id() -> str:
-    return f"req_{secrets.token_hex(12)}"
+def _request_ids() -> Callable[[], str]:
+    """Unique everywhere, by a prefix that is this process's alone, for a fraction of what randomness costs."""
+    prefix, numbers = secrets.token_hex(8), itertools.count(1)
+    return lambda: f"req_{prefix}{next(numbers):010x}"
 
 
 def _raise_file_limit() -> None:

@@ -1,0 +1,425 @@
+"""A client's connection: requests read from it one after the other, answers written in the same order."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import structlog
+
+from pillion.core.errors import InvalidRequestError, PillionError
+from pillion.gateway import http
+from pillion.gateway.config import Limits
+from pillion.gateway.http import STATUS_LINES, Answer, Head, error_answer
+from pillion.gateway.wire import Malformed, Reader
+
+log = structlog.get_logger(__name__)
+
+HIGH_WATER = 64 * 2**10
+CLIENT_LEFT = 499
+# A request behind one that is still answered waits here; its sender waits where it is longer.
+MAX_WAITING = 64 * 2**10
+
+
+class Exchange(Protocol):
+    """Answers one request, by calling `answer`, or `begin`, `write` and `end`, or `cut`, on its connection.
+
+    `patient`: a body may take as long as it keeps coming; else all of it must come within the limit.
+    """
+
+    kind: str
+    patient: bool
+
+    def body(self, data: bytes) -> None:
+        """A part of the request's body."""
+
+    def body_end(self) -> None:
+        """The request is whole."""
+
+    def left(self) -> None:
+        """The client has gone: nothing more may be written."""
+
+    def client_full(self, full: bool) -> None:
+        """Whether the client takes less than was written to it."""
+
+
+class House(Protocol):
+    """What stands behind the connections."""
+
+    limits: Limits
+    timer: Callable[[], float]
+    draining: bool
+
+    def request_id(self, head: Head) -> str: ...
+
+    def date(self) -> bytes:
+        """Now, as HTTP says it."""
+        ...
+
+    def receive(self, head: Head, connection: Inbound) -> Exchange | None:
+        """Begins to answer; None where it is answered already. Raises `PillionError`."""
+        ...
+
+    def answered(self, kind: str, status: int) -> None: ...
+
+    def malformed(self, status: int) -> None: ...
+
+    def first_byte(self, kind: str, seconds: float) -> None: ...
+
+    def opened(self, connection: Inbound) -> None: ...
+
+    def closed(self, connection: Inbound) -> None: ...
+
+
+class Inbound(asyncio.Protocol):
+    """`request_id` is the present request's."""
+
+    __slots__ = (
+        "_advancing",
+        "_arrived",
+        "_chunked",
+        "_closing",
+        "_deadline",
+        "_exchange",
+        "_head",
+        "_house",
+        "_kind",
+        "_lingering",
+        "_loop",
+        "_paused",
+        "_reader",
+        "_status",
+        "_transport",
+        "request_id",
+    )
+
+    def __init__(self, house: House, loop: asyncio.AbstractEventLoop) -> None:
+        self._house = house
+        self._loop = loop
+        self._transport: Any = None
+        self._reader = Reader("unknown", house.limits.max_header_bytes)
+        self._head: Head | None = None
+        self._exchange: Exchange | None = None
+        self._kind = ""
+        self._status: int | None = None
+        self._arrived = 0.0
+        self._deadline = 0.0
+        self._advancing = self._chunked = self._closing = self._lingering = self._paused = False
+        self.request_id = ""
+
+    # What the event loop calls
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        self._reader = Reader(str(peer[0]) if peer else "unknown", self._house.limits.max_header_bytes)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport.set_write_buffer_limits(high=HIGH_WATER)
+        self._deadline = self._loop.time() + self._house.limits.header_timeout_s
+        self._house.opened(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._house.closed(self)
+        exchange, self._exchange = self._exchange, None
+        if self._head is not None:
+            self._head = None
+            self._house.answered(self._kind, CLIENT_LEFT if self._status is None else self._status)
+        if exchange is not None:
+            exchange.left()
+
+    def eof_received(self) -> None:
+        return None
+
+    def pause_writing(self) -> None:
+        if self._exchange is not None:
+            self._exchange.client_full(True)
+
+    def resume_writing(self) -> None:
+        if self._exchange is not None:
+            self._exchange.client_full(False)
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing and not self._lingering:
+            return
+        self._reader.feed(data)
+        self._advance()
+        if self._reader.waiting > MAX_WAITING and self._head is not None and self._reader.whole:
+            self.pause()
+
+    # What an exchange does
+
+    def pause(self) -> None:
+        """Takes no more of the request's body for now."""
+        if not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused and not self._transport.is_closing():
+            self._paused = False
+            self._deadline = self._loop.time() + self._house.limits.body_timeout_s
+            self._transport.resume_reading()
+
+    def proceed(self) -> None:
+        """The body is wanted: says 100 Continue to a client that waits for it."""
+        head = self._head
+        if head is not None and head.expect:
+            head.expect = False
+            if not self._reader.waiting:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def answer(self, status: int, fields: bytes, body: bytes) -> None:
+        """The whole of it."""
+        if self._head is None:
+            return
+        self._status = status
+        if self._kind == "inference":
+            self._house.first_byte(self._kind, self._house.timer() - self._arrived)
+        head = self._top(status, fields, len(body))
+        self._transport.write(head if self._head.method == "HEAD" else head + body)
+        self._done()
+
+    def begin(self, status: int, fields: bytes, length: int | None, first: bytes = b"") -> None:
+        """The head of an answer whose body follows, and its first bytes. `length` is None where it is not known."""
+        if self._head is None:
+            return
+        self._status = status
+        bodiless = self._head.method == "HEAD" or status in (204, 304)
+        self._chunked = length is None and not bodiless and self._head.minor == 1
+        if length is None and not bodiless and not self._chunked:
+            self._head.keep_alive = False
+        head = self._top(status, fields, length, chunked=self._chunked)
+        self._house.first_byte(self._kind, self._house.timer() - self._arrived)
+        if not first or bodiless:
+            self._transport.write(head)
+            return
+        self._transport.write(
+            b"%b%x\r\n%b\r\n" % (head, len(first), first) if self._chunked else head + first
+        )
+
+    def write(self, data: bytes) -> None:
+        if self._head is None or self._head.method == "HEAD":
+            return
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def end(self, last: bytes = b"") -> None:
+        if self._head is None:
+            return
+        if self._head.method == "HEAD":
+            last = b""
+        if self._chunked:
+            last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n"
+        if last:
+            self._transport.write(last)
+        self._done()
+
+    def cut(self, why: str) -> None:
+        """An answer that has begun cannot be finished: breaks the connection, which is what the client must see."""
+        log.warning("answer cut off", request_id=self.request_id, reason=why)
+        if self._head is not None:
+            self._closing = True
+            self._done()
+
+    def fail(self, error: PillionError, fields: http.Fields = ()) -> None:
+        """The error as the answer; where one has begun, breaks it off."""
+        if self._head is None:
+            return
+        if self._status is not None:
+            self.cut(error.message)
+            return
+        self.give(error_answer(error, fields))
+
+    def give(self, answer: Answer) -> None:
+        self.answer(answer.status, http.lines(answer.fields), answer.body)
+
+    def crash(self) -> None:
+        """Call it while an exception is handled that nobody expected."""
+        # As text: a logger that prints locals would print keys.
+        trace = traceback.format_exc()
+        path = "" if self._head is None else self._head.path
+        log.error("request failed", request_id=self.request_id, path=path, traceback=trace)
+        self.fail(PillionError(f"The gateway failed at this request. Its id is {self.request_id}."))
+
+    # What the house does
+
+    def check(self, now: float) -> None:
+        """Closes what has been slow for too long. `now` as the loop's time."""
+        if now < self._deadline or self._transport.is_closing():
+            return
+        limits = self._house.limits
+        if self._head is None:
+            if self._reader.waiting and self._reader.whole:
+                self._refuse(408, f"The request's headers did not come within {limits.header_timeout_s:g} s.")
+            else:
+                self._transport.close()
+        elif not self._reader.whole and not self._paused and self._exchange is not None:
+            exchange, self._exchange = self._exchange, None
+            exchange.left()
+            self.fail(InvalidRequestError(f"The body did not come within {limits.body_timeout_s:g} s."))
+
+    def drain(self) -> None:
+        """Finishes what is in flight and closes."""
+        if self._head is None:
+            self._transport.close()
+        else:
+            self._head.keep_alive = False
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    @property
+    def busy(self) -> bool:
+        return self._head is not None
+
+    # Below
+
+    def _advance(self) -> None:
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while not self._transport.is_closing() and self._step():
+                pass
+        except Malformed as error:
+            self._malformed(error)
+        except Exception:
+            self._drop()
+            self.crash()
+        finally:
+            self._advancing = False
+
+    def _step(self) -> bool:
+        """One head or one part of a body; whether there may be more to read now."""
+        reader = self._reader
+        if reader.whole:
+            if self._head is not None or self._lingering:
+                return False
+            head = reader.head()
+            if head is None:
+                if reader.waiting and not self._arrived:
+                    self._arrived = self._house.timer()
+                    self._deadline = self._loop.time() + self._house.limits.header_timeout_s
+                return False
+            self._receive(head)
+            return True
+        data = reader.body()
+        exchange = self._exchange
+        if exchange is None:
+            # The rest of a body nobody wants.
+            if reader.whole:
+                self._linger_over()
+            return bool(data) or reader.whole
+        if data:
+            if exchange.patient:
+                self._deadline = self._loop.time() + self._house.limits.body_timeout_s
+            exchange.body(data)
+        if reader.whole and self._exchange is exchange:
+            exchange.body_end()
+        return bool(data) or reader.whole
+
+    def _receive(self, head: Head) -> None:
+        house = self._house
+        self._head = head
+        self._status = None
+        self._arrived = house.timer()
+        self.request_id = house.request_id(head)
+        if head.length != 0:
+            self._deadline = self._loop.time() + house.limits.body_timeout_s
+        if house.draining:
+            head.keep_alive = False
+        try:
+            exchange = house.receive(head, self)
+        except PillionError as error:
+            self.fail(error)
+            return
+        if self._head is head:
+            self._exchange = exchange
+            if exchange is not None and head.length == 0:
+                exchange.body_end()
+
+    def taken(self, kind: str) -> None:
+        """The house says what kind of request this is."""
+        self._kind = kind
+
+    def _top(self, status: int, fields: bytes, length: int | None, *, chunked: bool = False) -> bytes:
+        head = self._head
+        assert head is not None
+        if head.expect:
+            # Whether the body still comes is the client's choice, so nothing after it could be told from it.
+            head.keep_alive = False
+        if chunked:
+            framing = b"transfer-encoding: chunked\r\n"
+        elif length is None:
+            framing = b""
+        else:
+            framing = b"content-length: %d\r\n" % length
+        if not head.keep_alive:
+            framing += b"connection: close\r\n"
+        elif head.minor == 0:
+            framing += b"connection: keep-alive\r\n"
+        return b"%b%b%bx-request-id: %b\r\ndate: %b\r\n\r\n" % (
+            STATUS_LINES[status],
+            fields,
+            framing,
+            self.request_id.encode(),
+            self._house.date(),
+        )
+
+    def _done(self) -> None:
+        """The answer is out."""
+        head, self._head = self._head, None
+        self._drop()
+        assert head is not None
+        self._house.answered(self._kind, self._status or CLIENT_LEFT)
+        self._arrived = 0.0
+        self.resume()
+        if self._closing or (not head.keep_alive and (self._reader.whole or head.expect)):
+            self._closing = True
+            self._transport.close()
+            return
+        limits = self._house.limits
+        if not self._reader.whole:
+            self._lingering = True
+            self._closing = not head.keep_alive
+            self._deadline = self._loop.time() + limits.linger_s
+            return
+        self._deadline = self._loop.time() + limits.keep_alive_s
+        if self._reader.waiting and not self._advancing:
+            self._advance()
+
+    def _drop(self) -> None:
+        self._exchange = None
+
+    def _linger_over(self) -> None:
+        self._lingering = False
+        self._deadline = self._loop.time() + self._house.limits.keep_alive_s
+        if self._closing:
+            self._transport.close()
+
+    def _malformed(self, error: Malformed) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.left()
+        if self._head is not None and self._status is not None:
+            self.cut(error.message)
+        else:
+            self._refuse(error.status, error.message)
+
+    def _refuse(self, status: int, message: str) -> None:
+        """What cannot be read as a request gets an answer and no second chance."""
+        answer = error_answer(InvalidRequestError(message))
+        head, self._head, self._closing = self._head, None, True
+        self._transport.write(
+            b"%b%bcontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (STATUS_LINES[status], http.lines(answer.fields), len(answer.body), answer.body)
+        )
+        if head is None:
+            self._house.malformed(status)
+        else:
+            self._house.answered(self._kind, status)
+        self._transport.close()

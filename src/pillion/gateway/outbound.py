@@ -1,0 +1,362 @@
+"""Connections to what lies behind the gateway: engines, containers, control. One request at a time on each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import httptools
+
+# Shorter than the 5 s after which uvicorn, in front of every engine, closes an idle connection.
+IDLE_S = 3.0
+MAX_HEAD = 64 * 2**10
+HIGH_WATER = 64 * 2**10
+MAX_ORIGINS = 10_000
+# A host that vanished without a word is noticed after about 30 s of silence on the wire.
+_KEEP_ALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 30_000))
+
+RawFields = list[tuple[bytes, bytes]]
+
+
+class Asker(Protocol):
+    """Who sent a request and takes its answer. Nothing is called after `lost`, `refused` or `answered`."""
+
+    def connected(self, connection: Outbound) -> None: ...
+
+    def refused(self, why: str) -> None:
+        """There was no connection: nothing was sent."""
+
+    def proceed(self) -> None:
+        """Upstream said 100 Continue."""
+
+    def began(self, status: int, fields: RawFields) -> None:
+        """Names of `fields` are lower case."""
+
+    def came(self, data: bytes) -> None:
+        """A part of the body, still encoded."""
+
+    def answered(self) -> None:
+        """The answer is whole."""
+
+    def lost(self, why: str) -> None:
+        """The connection ended before the answer was whole."""
+
+    def upstream_full(self, full: bool) -> None:
+        """Whether upstream takes less than was written to it."""
+
+
+@dataclass(eq=False, slots=True)
+class Origin:
+    """Where to connect. `prefix` goes before paths, `authority` is what `host` says."""
+
+    host: str
+    port: int
+    tls: bool
+    prefix: str
+    authority: str
+
+
+class Outbound(asyncio.Protocol):
+    """`reused`: it has answered before, so the other side may have closed it for its age alone."""
+
+    __slots__ = (
+        "_asker",
+        "_body",
+        "_complete",
+        "_fields",
+        "_head_only",
+        "_headers_done",
+        "_keep",
+        "_parser",
+        "_pool",
+        "_received",
+        "_sending",
+        "_told",
+        "_transport",
+        "_until_close",
+        "idle_since",
+        "origin",
+        "reused",
+    )
+
+    def __init__(self, pool: Pool, origin: Origin) -> None:
+        self._pool = pool
+        self.origin = origin
+        self.reused = False
+        self.idle_since = 0.0
+        self._asker: Asker | None = None
+        self._transport: Any = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._fields: RawFields = []
+        self._body: list[bytes] = []
+        self._headers_done = self._told = self._complete = False
+        self._until_close = self._head_only = self._sending = self._keep = False
+        self._received = 0
+
+    # What an asker does
+
+    def send(self, asker: Asker, data: bytes, *, whole: bool = True, head_only: bool = False) -> None:
+        """A request, or its beginning. `head_only`: its answer has no body whatever it says (HEAD)."""
+        self._asker = asker
+        self._head_only = head_only
+        self._sending = not whole
+        self._transport.write(data)
+
+    def write(self, data: bytes, *, whole: bool) -> None:
+        """More of the request's body."""
+        self._sending = not whole
+        if data:
+            self._transport.write(data)
+
+    def pause(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Upstream sees at once that nobody waits. Tells the asker nothing."""
+        self._asker = None
+        self._transport.abort()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def cut(self, why: str) -> None:
+        """Ends it as if upstream had."""
+        self._lose(why)
+
+    @property
+    def open(self) -> bool:
+        return not self._transport.is_closing()
+
+    # What the event loop calls
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        transport.set_write_buffer_limits(high=HIGH_WATER)
+        self._pool.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pool.remove(self)
+        if self._asker is None:
+            return
+        if self._until_close and exc is None:
+            self._finish(keep=False)
+        else:
+            self._lose("the connection was closed" if exc is None else repr(exc))
+
+    def eof_received(self) -> None:
+        return None
+
+    def pause_writing(self) -> None:
+        if self._asker is not None:
+            self._asker.upstream_full(True)
+
+    def resume_writing(self) -> None:
+        if self._asker is not None:
+            self._asker.upstream_full(False)
+
+    def data_received(self, data: bytes) -> None:
+        asker = self._asker
+        if asker is None:
+            self._transport.abort()
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if not self._complete:
+                self._lose(f"no valid answer: {error!r}")
+                return
+            self._sending = True
+        if not self._headers_done:
+            self._received += len(data)
+            if self._received > MAX_HEAD:
+                self._lose("the answer's headers are too large")
+            return
+        if not self._told:
+            self._told = True
+            asker.began(self._parser.get_status_code(), self._fields)
+        if self._body and self._asker is not None:
+            body, self._body = self._body, []
+            asker.came(body[0] if len(body) == 1 else b"".join(body))
+        if self._complete and self._asker is not None:
+            self._finish(keep=self._keep)
+
+    # What httptools calls: it keeps only what it is told, since errors raised in here would lose their kind
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._complete:
+            self._fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        if self._complete:
+            return
+        status = self._parser.get_status_code()
+        if status < 200:
+            return
+        self._headers_done = True
+        names = {name for name, _ in self._fields}
+        framed = b"content-length" in names or b"transfer-encoding" in names
+        self._until_close = not framed and status not in (204, 304) and not self._head_only
+        # The parser waits for the body that HEAD's answer does not have: this one is not used again.
+        if self._head_only:
+            self._complete = self._sending = True
+
+    def on_body(self, data: bytes) -> None:
+        if not self._head_only and not self._complete:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        if self._headers_done:
+            # Afterwards the parser has forgotten.
+            self._keep = not self._complete and self._parser.should_keep_alive()
+            self._complete = True
+            return
+        # An interim answer.
+        self._fields = []
+        if self._parser.get_status_code() == 100 and self._asker is not None:
+            self._asker.proceed()
+
+    # Ends
+
+    def _finish(self, *, keep: bool) -> None:
+        asker, self._asker = self._asker, None
+        # Bytes after the answer, or a request that is not all sent: nothing more may go over this one.
+        if keep and not self._sending and not self._until_close and not self._transport.is_closing():
+            self.reused = True
+            self._reset()
+            self._pool.give(self)
+        else:
+            self._transport.close()
+        if asker is not None:
+            asker.answered()
+
+    def _lose(self, why: str) -> None:
+        asker, self._asker = self._asker, None
+        if not self._transport.is_closing():
+            self._transport.abort()
+        if asker is not None:
+            asker.lost(why)
+
+
+class Pool:
+    """Connections without a cap, kept while they are young. Make it inside a running loop."""
+
+    def __init__(self, connect_timeout_s: float) -> None:
+        self._connect_timeout_s = connect_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._idle: dict[Origin, list[Outbound]] = {}
+        self._all: set[Outbound] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._origins: dict[str, Origin] = {}
+        self._tls: ssl.SSLContext | None = None
+        self._closed = False
+
+    def origin(self, url: str) -> Origin:
+        found = self._origins.get(url)
+        if found is None:
+            if len(self._origins) >= MAX_ORIGINS:
+                self._origins.clear()
+            found = self._origins[url] = _parse(url)
+        return found
+
+    def take(self, origin: Origin) -> Outbound | None:
+        """An idle connection, the youngest first."""
+        idle = self._idle.get(origin)
+        oldest = self._loop.time() - IDLE_S
+        while idle:
+            connection = idle.pop()
+            if connection.idle_since >= oldest and connection.open:
+                return connection
+            connection.close()
+        return None
+
+    def connect(self, origin: Origin, asker: Asker) -> None:
+        """A new connection; the asker is told."""
+        task = self._loop.create_task(self._connect(origin, asker))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    def give(self, connection: Outbound) -> None:
+        if self._closed:
+            connection.close()
+            return
+        connection.idle_since = self._loop.time()
+        self._idle.setdefault(connection.origin, []).append(connection)
+
+    def add(self, connection: Outbound) -> None:
+        self._all.add(connection)
+
+    def remove(self, connection: Outbound) -> None:
+        self._all.discard(connection)
+        idle = self._idle.get(connection.origin)
+        if idle is not None:
+            with contextlib.suppress(ValueError):
+                idle.remove(connection)
+            if not idle:
+                del self._idle[connection.origin]
+
+    def sweep(self) -> None:
+        """Closes what has been idle for too long."""
+        oldest = self._loop.time() - IDLE_S
+        for idle in list(self._idle.values()):
+            for connection in idle:
+                if connection.idle_since < oldest:
+                    connection.close()
+
+    def close(self) -> None:
+        """Breaks what is under way, as if upstream had."""
+        self._closed = True
+        for connection in list(self._all):
+            connection.cut("the gateway is closing")
+
+    async def _connect(self, origin: Origin, asker: Asker) -> None:
+        if self._closed:
+            asker.refused("the gateway is closing")
+            return
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                transport, connection = await self._loop.create_connection(
+                    lambda: Outbound(self, origin), origin.host, origin.port, ssl=self._context(origin)
+                )
+        except (OSError, TimeoutError) as error:
+            asker.refused(str(error) or "connecting took too long")
+            return
+        _tune(transport.get_extra_info("socket"))
+        asker.connected(connection)
+
+    def _context(self, origin: Origin) -> ssl.SSLContext | None:
+        if not origin.tls:
+            return None
+        self._tls = self._tls or ssl.create_default_context()
+        return self._tls
+
+
+def _parse(url: str) -> Origin:
+    parts = urlsplit(url)
+    tls = parts.scheme == "https"
+    port = parts.port or (443 if tls else 80)
+    host = parts.hostname or ""
+    return Origin(host, port, tls, parts.path.rstrip("/"), parts.netloc.rpartition("@")[2])
+
+
+def _tune(sock: Any) -> None:
+    if sock is None or sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE:
+        option = getattr(socket, name, None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)

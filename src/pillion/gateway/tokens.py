@@ -1,0 +1,120 @@
+"""The tokens an engine says it used: read from its answers, and taken out where the client did not ask for them."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Annotated, Any
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+# A member `usage` with an object of at most one more level, or null. Quotes in JSON strings are escaped, so these
+# bytes cannot be content.
+_OBJECT = rb"\{(?:[^{}\"]|\"(?:[^\"\\]|\\.)*\"|\{(?:[^{}\"]|\"(?:[^\"\\]|\\.)*\")*\})*\}"
+_USAGE = re.compile(rb'"usage"\s*:\s*(' + _OBJECT + rb"|null)(\s*,)?")
+_NO_CHOICE = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+
+
+class Wanted(Enum):
+    """What of the usage in a stream its client asked for. `AS_IT_IS`: nothing was added, so nothing is taken."""
+
+    AS_IT_IS = 0
+    NOTHING = 1
+    AT_THE_END = 2
+    ALWAYS = 3
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: Count | None = None
+
+
+class _Usage(msgspec.Struct):
+    """Chat's and completions' names, and those of responses."""
+
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+
+
+class _Inner(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _Document(msgspec.Struct):
+    usage: _Usage | None = None
+    response: _Inner | None = None
+
+
+_usage = msgspec.json.Decoder(_Usage)
+_document = msgspec.json.Decoder(_Document)
+
+
+class Tokens:
+    """Of one answer: `prompt`, `cached` and `completion` as last said by the engine, None where it said nothing."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: bytes | _Usage | None = None
+
+    def document(self, text: bytes) -> None:
+        """A whole JSON answer."""
+        if b'"usage"' not in text:
+            return
+        try:
+            found = _document.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            return
+        self._last = found.usage or (found.response.usage if found.response is not None else None)
+
+    def sift(self, event: bytes, wanted: Wanted) -> bytes:
+        """One event, without the usage its client did not ask for."""
+        if b'"usage"' not in event:
+            return event
+        at = event.rfind(b'"usage"')
+        found = _USAGE.match(event, at)
+        if found is None:
+            return event
+        if found[1] != b"null":
+            self._last = found[1]
+        if wanted is Wanted.AS_IT_IS or wanted is Wanted.ALWAYS:
+            return event
+        if _NO_CHOICE.search(event):
+            return event if wanted is Wanted.AT_THE_END else b""
+        before, after = event[:at].rstrip(), event[found.end() :]
+        # Between two members one comma stays.
+        if before.endswith(b",") and not found[2]:
+            before = before[:-1]
+        return before + after
+
+    @property
+    def counted(self) -> tuple[int | None, int | None, int | None]:
+        """Prompt, cached, completion."""
+        usage = self._read()
+        if usage is None:
+            return None, None, None
+        details = usage.prompt_tokens_details or usage.input_tokens_details
+        return (
+            _either(usage.prompt_tokens, usage.input_tokens),
+            None if details is None else details.cached_tokens,
+            _either(usage.completion_tokens, usage.output_tokens),
+        )
+
+    def _read(self) -> _Usage | None:
+        last: Any = self._last
+        if isinstance(last, bytes):
+            try:
+                last = _usage.decode(last)
+            except msgspec.DecodeError:
+                last = None
+            self._last = last
+        return last  # type: ignore[no-any-return]
+
+
+def _either(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one

@@ -1,0 +1,218 @@
+"""Requests read strictly from bytes: what two servers could read in two ways is refused (RFC 9112, 9110).
+
+No I/O. The same bytes give the same requests however they are cut into packets.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pillion.gateway.http import Head
+
+MAX_CHUNK_LINE = 256
+MAX_TRAILERS = 8 * 2**10
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+_HEAD = re.compile(
+    rb"(?P<method>" + _TOKEN + rb"{1,32}) (?P<path>/[!-\"$->@-~]*+)(?:\?(?P<query>[!-\"$-~]*+))? HTTP/1\.(?P<minor>[01])\r\n"
+    rb"(?P<fields>(?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+)\r\n"
+)  # fmt: skip
+_FIELD = re.compile(r"([^:\r\n]++):[ \t]*+([^\r]*+)\r\n")
+_TRAILERS = re.compile(rb"(?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+\r\n")
+_HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+;=:\[\]%-]*")
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~]*)?\r\n")
+# In an unfinished head: a line ending that is none, or a first byte no method begins with.
+_HOPELESS = re.compile(rb"(?<!\r)\n|\r[^\n]|^(?!\r\n|\r\Z)[^!#$%&'*+.^_`|~0-9A-Za-z-]")
+
+
+class Malformed(Exception):
+    """Not a request that has one meaning. `status` is what its sender gets; nothing after it can be read."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+
+
+class Reader:
+    """Requests from one connection: `feed` bytes, then `head`, and `body` until `whole`, and so on."""
+
+    __slots__ = ("_buffer", "_left", "_max_head", "_peer", "_searched", "_stage", "whole")
+
+    def __init__(self, peer: str, max_head: int) -> None:
+        self._peer = peer
+        self._max_head = max_head
+        self._buffer = b""
+        self._searched = 0
+        self._left = 0
+        self._stage = ""
+        self.whole = True
+
+    def feed(self, data: bytes) -> None:
+        self._buffer = self._buffer + data if self._buffer else data
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that were fed and not taken."""
+        return len(self._buffer)
+
+    def head(self) -> Head | None:
+        """The next request's head; None where it is not all here. Raises `Malformed`."""
+        buffer = self._buffer
+        if not buffer:
+            return None
+        start = 2 if buffer.startswith(b"\r\n") else 0
+        end = buffer.find(b"\r\n\r\n", max(start, self._searched - 3), start + self._max_head)
+        if end < 0:
+            self._unfinished(buffer, start)
+            return None
+        end += 4
+        head = parse_head(buffer[start:end] if start or end < len(buffer) else buffer, self._peer)
+        self._buffer = buffer[end:]
+        self._searched = 0
+        self.whole = head.length == 0
+        if head.length is None:
+            self._stage, self._left = "size", 0
+        else:
+            self._stage, self._left = "length", head.length
+        return head
+
+    def body(self) -> bytes:
+        """What there is of the body; nothing where more must come first. Raises `Malformed`."""
+        if self._stage == "length":
+            return self._take()
+        parts = []
+        while not self.whole:
+            if self._stage == "data":
+                if not (part := self._take()):
+                    break
+                parts.append(part)
+            elif not self._framing():
+                break
+        return b"".join(parts)
+
+    def _take(self) -> bytes:
+        """Of what is left of the body, or of a chunk."""
+        data, left = self._buffer, self._left
+        if len(data) <= left:
+            self._buffer = b""
+        else:
+            self._buffer, data = data[left:], data[:left]
+        self._left = left - len(data)
+        if not self._left:
+            if self._stage == "data":
+                self._stage = "end"
+            else:
+                self.whole = True
+        return data
+
+    def _framing(self) -> bool:
+        """Takes what is between chunks; whether there was enough."""
+        if self._stage == "size":
+            return self._size_line()
+        if self._stage == "end":
+            if not b"\r\n".startswith(self._buffer[:2]):
+                raise Malformed("A chunk is not as long as it says.")
+            if len(self._buffer) < 2:
+                return False
+            self._buffer = self._buffer[2:]
+            self._stage = "size"
+            return True
+        return self._trailers()
+
+    def _size_line(self) -> bool:
+        buffer = self._buffer
+        end = buffer.find(b"\n", 0, MAX_CHUNK_LINE)
+        if end < 0:
+            if len(buffer) >= MAX_CHUNK_LINE:
+                raise Malformed("A chunk's size line is too long.")
+            if buffer and not _CHUNK.fullmatch(_finish(buffer)):
+                raise Malformed("A chunk's size is not valid.")
+            return False
+        found = _CHUNK.fullmatch(buffer, 0, end + 1)
+        if found is None:
+            raise Malformed("A chunk's size is not valid.")
+        self._left = int(found[1], 16)
+        self._buffer = buffer[end + 1 :]
+        self._stage = "data" if self._left else "trailers"
+        return True
+
+    def _trailers(self) -> bool:
+        """Checked and dropped: no one here reads any."""
+        buffer = self._buffer
+        end = 2 if buffer.startswith(b"\r\n") else buffer.find(b"\r\n\r\n", 0, MAX_TRAILERS) + 4
+        if end < 4 and end != 2:
+            if len(buffer) >= MAX_TRAILERS:
+                raise Malformed("The trailers are too long.")
+            if _HOPELESS.search(buffer):
+                raise Malformed("The trailers are not valid.")
+            return False
+        if not _TRAILERS.fullmatch(buffer, 0, end):
+            raise Malformed("The trailers are not valid.")
+        self._buffer = buffer[end:]
+        self.whole = True
+        return True
+
+    def _unfinished(self, buffer: bytes, start: int) -> None:
+        if _HOPELESS.search(buffer, max(0, self._searched - 1), start + self._max_head):
+            raise Malformed("The request is not valid HTTP/1.1.")
+        if len(buffer) >= start + self._max_head:
+            raise Malformed(f"The request's headers are larger than {self._max_head} bytes.", 431)
+        self._searched = len(buffer)
+
+
+def parse_head(raw: bytes, peer: str) -> Head:
+    """The head that is all of `raw`. Raises `Malformed`."""
+    found = _HEAD.fullmatch(raw)
+    if found is None:
+        raise Malformed("The request is not valid HTTP/1.1.")
+    method, path, query, minor, fields = found.groups()
+    head = Head(
+        method.decode("ascii"),
+        path.decode("ascii"),
+        "" if query is None else query.decode("ascii"),
+        [(name.lower(), value.rstrip(" \t")) for name, value in _FIELD.findall(fields.decode("latin-1"))],
+        peer,
+    )
+    head.minor = 1 if minor == b"1" else 0
+    _check_host(head)
+    head.length = _length(head)
+    connection = head.first("connection")
+    if connection is None:
+        head.keep_alive = head.minor == 1
+    else:
+        tokens = {token.strip().lower() for value in head.all("connection") for token in value.split(",")}
+        head.keep_alive = "close" not in tokens and (head.minor == 1 or "keep-alive" in tokens)
+    if (expect := head.first("expect")) is not None and head.minor == 1:
+        if len(head.all("expect")) > 1 or expect.lower() != "100-continue":
+            raise Malformed("The only expectation there is, is 100-continue.", 417)
+        head.expect = head.length != 0
+    return head
+
+
+def _finish(line: bytes) -> bytes:
+    """The beginning of a chunk's size line, made whole."""
+    return line + b"\n" if line.endswith(b"\r") else line + b"\r\n"
+
+
+def _check_host(head: Head) -> None:
+    hosts = head.all("host")
+    if len(hosts) > 1 or (not hosts and head.minor == 1) or (hosts and not _HOST.fullmatch(hosts[0])):
+        raise Malformed("The request must have one valid Host.")
+
+
+def _length(head: Head) -> int | None:
+    """Of the body; None for chunks. What may be read in two ways is refused."""
+    given, coding = head.first("content-length"), head.first("transfer-encoding")
+    if coding is not None:
+        if given is not None or head.minor == 0:
+            raise Malformed("Transfer-Encoding with Content-Length, or in HTTP/1.0, has no one meaning.")
+        if coding.lower() != "chunked" or len(head.all("transfer-encoding")) > 1:
+            raise Malformed("The only Transfer-Encoding there is, is chunked.")
+        return None
+    if given is None:
+        return 0
+    if len(head.all("content-length")) > 1 or not _LENGTH.fullmatch(given):
+        raise Malformed("The Content-Length is not valid.")
+    return int(given)
