@@ -133,7 +133,7 @@ def test_scrub(text: str, told: str) -> None:
     ],
 )
 def test_kinds(method: str, path: str, kind: str) -> None:
-    assert kind_of(Head(method, path, "", (), "127.0.0.1")) == kind
+    assert kind_of(Head(method, path, "", ())) == kind
 
 
 def test_choice() -> None:

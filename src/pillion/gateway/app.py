@@ -19,6 +19,7 @@ from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import CONTENT_TYPE, Metrics
 from pillion.gateway.onward import CONTAINER, ToContainer, ToControl
 from pillion.gateway.outbound import Pool
+from pillion.gateway.wire import Heads
 
 # First segments under /v1/ that are control's. Any other POST there is inference.
 CONTROL = frozenset(
@@ -80,6 +81,7 @@ class Gateway:
         self._emptied = asyncio.Event()
         self._date: tuple[int, bytes] = (0, b"")
         self.limits = limits
+        self.heads = Heads()
         self.timer = timer
         self.draining = False
         self.first_byte = metrics.first_byte
@@ -100,7 +102,7 @@ class Gateway:
 
     def receive(self, head: Head, connection: Inbound) -> Exchange | None:
         """Raises `PillionError`."""
-        kind = kind_of(head)
+        kind = head.kept.get("kind") or head.kept.setdefault("kind", kind_of(head))
         connection.taken(kind)
         self._metrics.taken(kind)
         if kind == "inference":

@@ -76,7 +76,6 @@ SCHEMAS = frozenset({"tools", "functions", "response_format", "structured_output
 
 
 USAGE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
-_MEDIA_HINTS = (b"_url", b'"url"', b"\\u")
 _document = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string = msgspec.json.Decoder(str)
 _USAGE_ALWAYS = {"include_usage": True, "continuous_usage_stats": True}
@@ -89,14 +88,14 @@ class BodyPolicy:
     media_urls: bool = False
     extras: frozenset[str] = frozenset()
 
-    def apply(self, path: str, document: Document) -> Document:
+    def apply(self, path: str, document: Document, *, may_hold_urls: bool = True) -> Document:
         """What of the document goes to an engine. Raises `InvalidRequestError` for what must not be asked."""
         names = document.keys()
         if not DENIED.isdisjoint(names):
             self._refuse_denied(names)
         if "chat_template_kwargs" in document and "chat_template_kwargs" not in self.extras:
             _check_template(_value(document, "chat_template_kwargs"))
-        if not self.media_urls:
+        if not self.media_urls and may_hold_urls:
             _check_media(document)
         if path == "/v1/responses":
             document = _stateless(document)
@@ -128,6 +127,11 @@ def read_document(raw: bytes) -> tuple[Document, str]:
             "The body must have a string 'model'. GET /v1/models lists what you can call.", param="model"
         )
     return document, model
+
+
+def may_hold_urls(raw: bytes) -> bool:
+    """Whether there may be a member for media in this JSON, or an escape that may stand for one."""
+    return b"url" in raw or b"\\u" in raw
 
 
 def encode(document: Document, model: bytes, salt: str | None) -> bytes:
@@ -185,9 +189,7 @@ def _check_template(switches: Any) -> None:
 
 def _check_media(document: Document) -> None:
     for name, raw in document.items():
-        text = bytes(raw)
-        # Media is named by a member that these bytes are part of, or are an escape's.
-        if name in SCHEMAS or (name not in MEDIA_KEYS and not any(hint in text for hint in _MEDIA_HINTS)):
+        if name in SCHEMAS or (name not in MEDIA_KEYS and not may_hold_urls(bytes(raw))):
             continue
         for url in _media_urls({name: _value(document, name)}):
             if not url.lower().startswith("data:"):

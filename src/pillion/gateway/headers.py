@@ -60,6 +60,15 @@ def adapter_ref(head: Head) -> str | None:
     return given.pop() if given else None
 
 
+def checked_adapter_ref(head: Head) -> str | None:
+    """`adapter_ref`, after `check_execution`."""
+    if "adapter_ref" not in head.kept:
+        ref = adapter_ref(head)
+        check_execution(head)
+        head.kept["adapter_ref"] = ref
+    return head.kept["adapter_ref"]  # type: ignore[no-any-return]
+
+
 def check_execution(head: Head) -> None:
     """Refuses to leave this installation: no provider and no peer is configured for it."""
     for name, suffix in _EXECUTION_NAMES:
@@ -87,14 +96,17 @@ def engine_prefix(path: str, origin: Origin, infer_key: str) -> bytes:
 
 def to_engine(head: Head, request_id: str, length: int) -> bytes:
     """The rest of its head."""
-    kept = "".join([f"{name}: {value}\r\n" for name, value in head.fields if name in TO_ENGINE])
+    kept: str | None = head.kept.get("to_engine")
+    if kept is None:
+        kept = "".join([f"{name}: {value}\r\n" for name, value in head.fields if name in TO_ENGINE])
+        head.kept["to_engine"] = kept
     return f"{kept}x-request-id: {request_id}\r\ncontent-length: {length}\r\n\r\n".encode("latin-1")
 
 
-def to_control(head: Head, request_id: str) -> list[tuple[str, str]]:
+def to_control(head: Head, peer: str, request_id: str) -> list[tuple[str, str]]:
     """All that the client sent, with its address and the request's id."""
     dropped = {"content-length", "expect", "x-request-id", "x-forwarded-for"}
-    forwarded = ", ".join([*head.all("x-forwarded-for"), head.peer])
+    forwarded = ", ".join([*head.all("x-forwarded-for"), peer])
     return [*end_to_end(head.fields, dropped), ("x-forwarded-for", forwarded), ("x-request-id", request_id)]
 
 

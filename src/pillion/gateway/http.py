@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 
@@ -20,35 +21,22 @@ STATUS_LINES = {
 
 
 class Head:
-    """A request without its body. `path` is as sent (not decoded), names of `fields` are lower case.
-
-    `length`: bytes of its body, None where it comes in chunks. `minor`: of HTTP/1.x. `expect`: the client waits for
-    100 Continue before it sends the body.
+    """A request's head as it was sent, without what frames its body. Names of `fields` are lower case, `path` is not
+    decoded. `minor`: of HTTP/1.x. `expects`: 100 Continue. Heads that are the same are one object: it is not to be
+    changed, but what is worked out from it may be kept on it (`kept`).
     """
 
-    __slots__ = (
-        "_first",
-        "expect",
-        "fields",
-        "keep_alive",
-        "length",
-        "method",
-        "minor",
-        "path",
-        "peer",
-        "query",
-    )
+    __slots__ = ("_first", "expects", "fields", "keep_alive", "kept", "method", "minor", "path", "query")
 
-    def __init__(self, method: str, path: str, query: str, fields: Fields, peer: str) -> None:
+    def __init__(self, method: str, path: str, query: str, fields: Fields) -> None:
         self.method = method
         self.path = path
         self.query = query
         self.fields = fields
-        self.peer = peer
-        self.length: int | None = 0
         self.minor = 1
         self.keep_alive = True
-        self.expect = False
+        self.expects = False
+        self.kept: dict[str, Any] = {}
         self._first = dict(fields)
         if len(self._first) != len(fields):
             self._first = dict(reversed(fields))
@@ -61,10 +49,6 @@ class Head:
 
     def first(self, name: str) -> str | None:
         return self._first.get(name)
-
-    @property
-    def has_body(self) -> bool:
-        return self.length != 0
 
 
 @dataclass(frozen=True, slots=True)

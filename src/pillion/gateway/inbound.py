@@ -14,7 +14,7 @@ from pillion.core.errors import InvalidRequestError, PillionError
 from pillion.gateway import http
 from pillion.gateway.config import Limits
 from pillion.gateway.http import STATUS_LINES, Answer, Head, error_answer
-from pillion.gateway.wire import Malformed, Reader
+from pillion.gateway.wire import Heads, Malformed, Reader
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +50,7 @@ class House(Protocol):
     """What stands behind the connections."""
 
     limits: Limits
+    heads: Heads
     timer: Callable[[], float]
     draining: bool
 
@@ -75,7 +76,7 @@ class House(Protocol):
 
 
 class Inbound(asyncio.Protocol):
-    """`request_id` is the present request's."""
+    """`request_id` is the present request's, `peer` its client's address."""
 
     __slots__ = (
         "_advancing",
@@ -84,8 +85,10 @@ class Inbound(asyncio.Protocol):
         "_closing",
         "_deadline",
         "_exchange",
+        "_expect",
         "_head",
         "_house",
+        "_keep_alive",
         "_kind",
         "_lingering",
         "_loop",
@@ -93,6 +96,7 @@ class Inbound(asyncio.Protocol):
         "_reader",
         "_status",
         "_transport",
+        "peer",
         "request_id",
     )
 
@@ -100,7 +104,7 @@ class Inbound(asyncio.Protocol):
         self._house = house
         self._loop = loop
         self._transport: Any = None
-        self._reader = Reader("unknown", house.limits.max_header_bytes)
+        self._reader = Reader(house.heads, house.limits.max_header_bytes)
         self._head: Head | None = None
         self._exchange: Exchange | None = None
         self._kind = ""
@@ -108,14 +112,16 @@ class Inbound(asyncio.Protocol):
         self._arrived = 0.0
         self._deadline = 0.0
         self._advancing = self._chunked = self._closing = self._lingering = self._paused = False
+        self._expect = self._keep_alive = False
         self.request_id = ""
+        self.peer = "unknown"
 
     # What the event loop calls
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         peer = transport.get_extra_info("peername")
-        self._reader = Reader(str(peer[0]) if peer else "unknown", self._house.limits.max_header_bytes)
+        self.peer = str(peer[0]) if peer else "unknown"
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -167,9 +173,8 @@ class Inbound(asyncio.Protocol):
 
     def proceed(self) -> None:
         """The body is wanted: says 100 Continue to a client that waits for it."""
-        head = self._head
-        if head is not None and head.expect:
-            head.expect = False
+        if self._expect:
+            self._expect = False
             if not self._reader.waiting:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -192,7 +197,7 @@ class Inbound(asyncio.Protocol):
         bodiless = self._head.method == "HEAD" or status in (204, 304)
         self._chunked = length is None and not bodiless and self._head.minor == 1
         if length is None and not bodiless and not self._chunked:
-            self._head.keep_alive = False
+            self._keep_alive = False
         head = self._top(status, fields, length, chunked=self._chunked)
         self._house.first_byte(self._kind, self._house.timer() - self._arrived)
         if not first or bodiless:
@@ -267,14 +272,15 @@ class Inbound(asyncio.Protocol):
         if self._head is None:
             self._transport.close()
         else:
-            self._head.keep_alive = False
+            self._keep_alive = False
 
     def abort(self) -> None:
         self._transport.abort()
 
     @property
-    def busy(self) -> bool:
-        return self._head is not None
+    def length(self) -> int | None:
+        """Of the present request's body; None where it comes in chunks."""
+        return self._reader.length
 
     # Below
 
@@ -320,7 +326,7 @@ class Inbound(asyncio.Protocol):
             exchange.body(data)
         if reader.whole and self._exchange is exchange:
             exchange.body_end()
-        return bool(data) or reader.whole
+        return self._head is None
 
     def _receive(self, head: Head) -> None:
         house = self._house
@@ -328,10 +334,11 @@ class Inbound(asyncio.Protocol):
         self._status = None
         self._arrived = house.timer()
         self.request_id = house.request_id(head)
-        if head.length != 0:
+        self._keep_alive = head.keep_alive and not house.draining
+        bodiless = self._reader.length == 0
+        self._expect = head.expects and not bodiless
+        if not self._reader.whole:
             self._deadline = self._loop.time() + house.limits.body_timeout_s
-        if house.draining:
-            head.keep_alive = False
         try:
             exchange = house.receive(head, self)
         except PillionError as error:
@@ -339,7 +346,7 @@ class Inbound(asyncio.Protocol):
             return
         if self._head is head:
             self._exchange = exchange
-            if exchange is not None and head.length == 0:
+            if exchange is not None and bodiless:
                 exchange.body_end()
 
     def taken(self, kind: str) -> None:
@@ -349,16 +356,16 @@ class Inbound(asyncio.Protocol):
     def _top(self, status: int, fields: bytes, length: int | None, *, chunked: bool = False) -> bytes:
         head = self._head
         assert head is not None
-        if head.expect:
+        if self._expect:
             # Whether the body still comes is the client's choice, so nothing after it could be told from it.
-            head.keep_alive = False
+            self._keep_alive = False
         if chunked:
             framing = b"transfer-encoding: chunked\r\n"
         elif length is None:
             framing = b""
         else:
             framing = b"content-length: %d\r\n" % length
-        if not head.keep_alive:
+        if not self._keep_alive:
             framing += b"connection: close\r\n"
         elif head.minor == 0:
             framing += b"connection: keep-alive\r\n"
@@ -372,20 +379,19 @@ class Inbound(asyncio.Protocol):
 
     def _done(self) -> None:
         """The answer is out."""
-        head, self._head = self._head, None
+        self._head = None
         self._drop()
-        assert head is not None
         self._house.answered(self._kind, self._status or CLIENT_LEFT)
         self._arrived = 0.0
         self.resume()
-        if self._closing or (not head.keep_alive and (self._reader.whole or head.expect)):
+        if self._closing or (not self._keep_alive and (self._reader.whole or self._expect)):
             self._closing = True
             self._transport.close()
             return
         limits = self._house.limits
         if not self._reader.whole:
             self._lingering = True
-            self._closing = not head.keep_alive
+            self._closing = not self._keep_alive
             self._deadline = self._loop.time() + limits.linger_s
             return
         self._deadline = self._loop.time() + limits.keep_alive_s

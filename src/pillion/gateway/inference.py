@@ -9,13 +9,21 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pillion.core.errors import InvalidRequestError, PillionError, RequestTooLargeError
-from pillion.core.routing import Candidate, Route
+from pillion.core.routing import Candidate, Route, Routes
 from pillion.core.snapshot import Key
 from pillion.gateway import headers, http
 from pillion.gateway.answers import CutShortError, KeyRefusedError, Origin, Reply, broken, read_reply
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance, RetryBudget
-from pillion.gateway.body import BodyPolicy, Document, ask_for_usage, cache_salt, encode, read_document
+from pillion.gateway.body import (
+    BodyPolicy,
+    Document,
+    ask_for_usage,
+    cache_salt,
+    encode,
+    may_hold_urls,
+    read_document,
+)
 from pillion.gateway.config import Limits
 from pillion.gateway.echo import Echo
 from pillion.gateway.faults import Scrub
@@ -64,17 +72,29 @@ class Inference:
     clock: Callable[[], float]
     new_id: Callable[[], str]
     _plans: dict[tuple[int, int, str], Plan] = field(default_factory=dict)
+    _resolved: dict[tuple[str, str, str | None], Route] = field(default_factory=dict)
+    _resolved_by: Routes | None = None
 
     def receive(self, head: Head, connection: Inbound) -> InferenceExchange:
         """Raises `PillionError` for what need not be read to be refused."""
         key = self.door.authorize(self.knowledge.routes(), head, "inference")
-        ref = headers.adapter_ref(head)
-        headers.check_execution(head)
-        limit = self.limits.max_body
-        if head.length is not None and head.length > limit:
+        ref = headers.checked_adapter_ref(head)
+        length, limit = connection.length, self.limits.max_body
+        if length is not None and length > limit:
             raise too_large(limit)
         connection.proceed()
         return InferenceExchange(self, head, connection, key, ref)
+
+    def resolve(self, account: str, model: str, ref: str | None) -> Route:
+        """`Routes.resolve` of the newest snapshot: the identical route as long as there is no newer one."""
+        routes, now = self.knowledge.routes(), self.clock()
+        if routes is not self._resolved_by or len(self._resolved) >= MAX_PLANS:
+            self._resolved, self._resolved_by = {}, routes
+        ask = account, model, ref
+        found = self._resolved.get(ask)
+        if found is None or _expired(found, now):
+            found = self._resolved[ask] = routes.resolve(account, model, ref, now)
+        return found
 
     def plan(self, route: Route, candidate: Candidate, path: str) -> Plan:
         # A plan holds what it is for, so that as long as it is kept no other object can have these identities.
@@ -130,7 +150,8 @@ class InferenceExchange:
         self._model = ""
         self._wanted = Wanted.AS_IT_IS
         # The engine gets a request id of ours: two clients may choose the same.
-        self._engine_id = inference.new_id()
+        own = head.first("x-request-id") is None
+        self._engine_id = client.request_id if own else inference.new_id()
         self._plan: Plan | None = None
         self._held: str | None = None
         self._upstream: Outbound | None = None
@@ -153,7 +174,8 @@ class InferenceExchange:
             raw = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             self._parts = []
             document, self._model = read_document(raw)
-            self._document = self._in.policy.apply(self._head.path, document)
+            urls = may_hold_urls(raw)
+            self._document = self._in.policy.apply(self._head.path, document, may_hold_urls=urls)
             self._wanted = ask_for_usage(self._head.path, self._document)
             self._in.budget.earn()
             self._place()
@@ -256,7 +278,7 @@ class InferenceExchange:
     def _place(self) -> None:
         """Asks the best replica there is. Raises `PillionError`."""
         shared, tries = self._in, self._tries
-        route = shared.knowledge.routes().resolve(self._account, self._model, self._ref, shared.clock())
+        route = shared.resolve(self._account, self._model, self._ref)
         if tries.excluded or tries.avoided:
             candidate = shared.balance.choose(route, tries.excluded | tries.avoided)
             candidate = candidate or shared.balance.choose(route, tries.excluded)
@@ -363,6 +385,11 @@ class InferenceExchange:
         self._part()
         if not self._over:
             self._settle()
+
+
+def _expired(route: Route, now: float) -> bool:
+    adapter = route.adapter
+    return adapter is not None and adapter.expires_at is not None and now >= adapter.expires_at
 
 
 @functools.lru_cache(4096)

@@ -37,6 +37,7 @@ class Passage:
         self._pool = pool
         self._head = head
         self._client = client
+        self._length = client.length
         self._path = f"{path}?{head.query}" if head.query else path
         self._upstream: Outbound | None = None
         self._waiting: list[bytes] = []
@@ -55,7 +56,7 @@ class Passage:
 
     def body_end(self) -> None:
         self._whole = True
-        if self._head.length == 0 or self._over:
+        if self._length == 0 or self._over:
             return
         if self._upstream is not None and not self._expect:
             self._upstream.write(self._ending(), whole=True)
@@ -81,7 +82,7 @@ class Passage:
         head = self._head
         expect = self._expect
         data = self._start(self._fields(), connection.origin)
-        bodiless = head.length == 0
+        bodiless = self._length == 0
         connection.send(self, data, whole=bodiless, head_only=head.method == "HEAD")
         if self._client_is_full:
             connection.pause()
@@ -121,7 +122,7 @@ class Passage:
         if self._begun:
             self._settle()
             self._client.cut(why)
-        elif reused and self._head.length == 0 and self._head.method != "POST":
+        elif reused and self._length == 0 and self._head.method != "POST":
             # It was closed for its age; what is asked for may be asked twice.
             self._pool.connect(self._origin(), self)
         else:
@@ -160,10 +161,10 @@ class Passage:
     def _start(self, fields: Fields, origin: Origin) -> bytes:
         head = self._head
         framing = ""
-        if head.length is None:
+        if self._length is None:
             framing = "transfer-encoding: chunked\r\n"
-        elif head.length or head.first("content-length") is not None:
-            framing = f"content-length: {head.length}\r\n"
+        elif self._length or head.first("content-length") is not None:
+            framing = f"content-length: {self._length}\r\n"
         if self._expect:
             framing += "expect: 100-continue\r\n"
         line = f"{head.method} {origin.prefix}{self._path} HTTP/1.1\r\n"
@@ -180,10 +181,10 @@ class Passage:
         self._client.resume()
 
     def _framed(self, data: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(data), data) if self._head.length is None else data
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._length is None else data
 
     def _ending(self) -> bytes:
-        return b"0\r\n\r\n" if self._head.length is None else b""
+        return b"0\r\n\r\n" if self._length is None else b""
 
     def _fail(self, error: PillionError) -> None:
         self._close()
@@ -218,7 +219,7 @@ class _ControlPassage(Passage):
         super().__init__(control.pool, head, client, head.path)
         self._control = control
         # Control may refuse an upload before it is sent; what a container's server makes of it is not known.
-        self._expect = head.expect
+        self._expect = head.expects and self._length != 0
 
     def start(self) -> None:
         self._go()
@@ -227,7 +228,7 @@ class _ControlPassage(Passage):
         return self._pool.origin(self._control.url)
 
     def _fields(self) -> Fields:
-        return headers.to_control(self._head, self._client.request_id)
+        return headers.to_control(self._head, self._client.peer, self._client.request_id)
 
     def unreachable(self, why: str) -> PillionError:
         return UnavailableError(

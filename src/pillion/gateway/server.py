@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import random
 import resource
@@ -56,6 +57,8 @@ async def serve(
     listen or write to `state_dir`.
     """
     _raise_file_limit()
+    # A request leaves no cycles behind, and a look at everything that a snapshot holds would stop all of them.
+    gc.set_threshold(50_000, 20, 1000)
     loop = asyncio.get_running_loop()
     listener = listener or _listen(config.host, config.port)
     listener.setblocking(False)

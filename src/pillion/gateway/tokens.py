@@ -64,7 +64,11 @@ class Tokens:
 
     def document(self, text: bytes) -> None:
         """A whole JSON answer."""
-        if b'"usage"' not in text:
+        at = text.rfind(b'"usage"')
+        if at < 0:
+            return
+        if (plain := _USAGE.match(text, at)) is not None and plain[1] != b"null":
+            self._last = plain[1]
             return
         try:
             found = _document.decode(text)

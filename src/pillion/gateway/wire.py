@@ -6,6 +6,7 @@ No I/O. The same bytes give the same requests however they are cut into packets.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from pillion.gateway.http import Head
 
@@ -22,6 +23,10 @@ _TRAILERS = re.compile(rb"(?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+\r\n")
 _HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+;=:\[\]%-]*")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~]*)?\r\n")
+# The usual spelling of the one field that differs between a client's requests.
+_USUAL_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,15})\r\n")
+MAX_KNOWN = 1024
+MAX_KNOWN_BYTES = 4096
 # In an unfinished head: a line ending that is none, or a first byte no method begins with.
 _HOPELESS = re.compile(rb"(?<!\r)\n|\r[^\n]|^(?!\r\n|\r\Z)[^!#$%&'*+.^_`|~0-9A-Za-z-]")
 
@@ -35,14 +40,53 @@ class Malformed(Exception):
         self.status = status
 
 
+class Heads:
+    """Reads heads. Clients send the same one again and again but for the length: those are read once."""
+
+    def __init__(self) -> None:
+        self._sized: dict[bytes, Head] = {}
+        self._others: dict[bytes, tuple[Head, int | None]] = {}
+
+    def read(self, raw: bytes) -> tuple[Head, int | None]:
+        """The head that is all of `raw`, and its body's length (None: chunks). Raises `Malformed`."""
+        # What is known was valid with other digits at this very place, so it is with these: were the place another,
+        # there would be a second field without digits, and none such is valid.
+        found = _USUAL_LENGTH.search(raw)
+        if found is None:
+            known = self._others.get(raw)
+            if known is None:
+                known = parse_head(raw)
+                self._keep(self._others, raw, known)
+            return known
+        digits = found[1]
+        at = found.start(1)
+        key = raw[:at] + raw[at + len(digits) :]
+        head = self._sized.get(key)
+        if head is None:
+            head, length = parse_head(raw)
+            self._keep(self._sized, key, head)
+            return head, length
+        return head, int(digits)
+
+    def _keep(self, among: dict[bytes, Any], key: bytes, value: Any) -> None:
+        if len(key) <= MAX_KNOWN_BYTES:
+            if len(among) >= MAX_KNOWN:
+                among.clear()
+            among[key] = value
+
+
 class Reader:
-    """Requests from one connection: `feed` bytes, then `head`, and `body` until `whole`, and so on."""
+    """Requests from one connection: `feed` bytes, then `head`, and `body` until `whole`, and so on.
 
-    __slots__ = ("_buffer", "_left", "_max_head", "_peer", "_searched", "_stage", "whole")
+    `length` is of the present request's body, None where it comes in chunks.
+    """
 
-    def __init__(self, peer: str, max_head: int) -> None:
-        self._peer = peer
+    __slots__ = ("_buffer", "_heads", "_left", "_max_head", "_searched", "_stage", "length", "whole")
+
+    def __init__(self, heads: Heads, max_head: int) -> None:
+        self._heads = heads
         self._max_head = max_head
+        self.length: int | None = 0
         self._buffer = b""
         self._searched = 0
         self._left = 0
@@ -68,14 +112,15 @@ class Reader:
             self._unfinished(buffer, start)
             return None
         end += 4
-        head = parse_head(buffer[start:end] if start or end < len(buffer) else buffer, self._peer)
+        head, length = self._heads.read(buffer[start:end])
         self._buffer = buffer[end:]
         self._searched = 0
-        self.whole = head.length == 0
-        if head.length is None:
+        self.length = length
+        self.whole = length == 0
+        if length is None:
             self._stage, self._left = "size", 0
         else:
-            self._stage, self._left = "length", head.length
+            self._stage, self._left = "length", length
         return head
 
     def body(self) -> bytes:
@@ -162,8 +207,8 @@ class Reader:
         self._searched = len(buffer)
 
 
-def parse_head(raw: bytes, peer: str) -> Head:
-    """The head that is all of `raw`. Raises `Malformed`."""
+def parse_head(raw: bytes) -> tuple[Head, int | None]:
+    """The head that is all of `raw`, and its body's length (None: chunks). Raises `Malformed`."""
     found = _HEAD.fullmatch(raw)
     if found is None:
         raise Malformed("The request is not valid HTTP/1.1.")
@@ -173,11 +218,10 @@ def parse_head(raw: bytes, peer: str) -> Head:
         path.decode("ascii"),
         "" if query is None else query.decode("ascii"),
         [(name.lower(), value.rstrip(" \t")) for name, value in _FIELD.findall(fields.decode("latin-1"))],
-        peer,
     )
     head.minor = 1 if minor == b"1" else 0
     _check_host(head)
-    head.length = _length(head)
+    length = _length(head)
     connection = head.first("connection")
     if connection is None:
         head.keep_alive = head.minor == 1
@@ -187,8 +231,8 @@ def parse_head(raw: bytes, peer: str) -> Head:
     if (expect := head.first("expect")) is not None and head.minor == 1:
         if len(head.all("expect")) > 1 or expect.lower() != "100-continue":
             raise Malformed("The only expectation there is, is 100-continue.", 417)
-        head.expect = head.length != 0
-    return head
+        head.expects = True
+    return head, length
 
 
 def _finish(line: bytes) -> bytes:
