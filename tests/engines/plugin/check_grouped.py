@@ -10,8 +10,9 @@ import sys
 from typing import Any
 
 import torch
-from pillion_engine import cpu_lora, grouped
+from pillion_engine import cpu_lora, grouped, slot_weights
 from vllm.lora.layers import LoRAMapping
+from vllm.lora.layers.base import BaseLayerWithLoRA
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -84,13 +85,30 @@ def check_linear(case: Case) -> None:
         case.wrapper.add_lora_linear(got, x, a, b, scale, widths)
         delta = torch.cat([scale * case.reference(x, *pair) for pair in zip(a, b, strict=True)], dim=1)
         case.compare("linear", got, before, delta)
-        # Another adapter takes a slot: what was known of its rank must be forgotten.
+        # Another adapter takes a slot: what was kept of the one before must be forgotten.
         if not again:
-            slot = case.draw.randrange(case.slots)
             with torch.inference_mode(case.draw.random() < 0.5):
-                for weights in (*a, *b):
-                    weights[slot] = 0
-                    weights[slot, 0].copy_(torch.randn_like(weights[slot, 0]) * 0.1)
+                Layer(a, b).set_lora(case.draw.randrange(case.slots))
+
+
+class Layer(BaseLayerWithLoRA):
+    """Writes to its slots as vLLM's layers do."""
+
+    def __init__(self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> None:
+        super().__init__()
+        self.lora_a_stacked, self.lora_b_stacked = a, b
+
+    def reset_lora(self, index: int) -> None:
+        for weights in (*self.lora_a_stacked, *self.lora_b_stacked):
+            weights[index] = 0
+
+    def set_lora(self, index: int) -> None:
+        self.reset_lora(index)
+        for weights in (*self.lora_a_stacked, *self.lora_b_stacked):
+            weights[index, 0].copy_(torch.randn_like(weights[index, 0]) * 0.1)
+
+
+slot_weights.watch()
 
 
 def check_embedding(case: Case) -> None:

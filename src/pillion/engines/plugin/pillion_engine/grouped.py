@@ -1,21 +1,27 @@
 """Low-rank updates of a batch whose rows belong to different adapters, or to none.
 
-Rows are grouped by adapter once per step. A group is then two matrix products with weights used where they
-lie; rows without an adapter are never read nor written. Sums run in float32 whatever the model's type: CPUs
+Rows are grouped by adapter once per step. A group is then two matrix products with its slot's weights; rows
+without an adapter are never read nor written. Sums run in float32 whatever the model's type: CPUs
 without bfloat16 instructions multiply float32 several times faster, and the result is rounded once.
 """
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from .slot_weights import Slot, expansion_of, slot_of
+
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 # Rows worked on at a time, so that the float32 intermediates of a long prefill stay in the caches.
 BLOCK_ROWS = 512
+# Multiplications below which waking the other threads takes longer than doing without them.
+ALONE_BELOW = 40e6
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,10 @@ class Span:
     slot: int
     start: int
     stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -96,24 +106,30 @@ def add_low_rank(
     """
     target = batch[:, offset : offset + sum(widths)]
     for block in groups.blocks:
-        ranks = [[_rank(a, span.slot, 2) for span in block.spans] for a in a_stacked]
-        if not any(map(any, ranks)):
-            continue
-        _check(groups, x, batch)
-        rows = block.take(x)
-        delta = torch.empty(block.size, sum(widths), dtype=torch.float32)
-        slices = delta.split(widths, dim=1)
-        for i, out in enumerate(slices):
-            for span, rank in zip(block.spans, ranks[i], strict=True):
-                part = out[span.start : span.stop]
-                if rank:
-                    a = a_stacked[i][span.slot, 0, :rank].float()
-                    b = b_stacked[i][span.slot, 0, : widths[i], :rank].float()
-                    low = torch.mm(rows[span.start : span.stop], a.t())
-                    torch.mm(low if scale == 1.0 else low.mul_(scale), b.t(), out=part)
-                else:
-                    part.zero_()
-        block.add(target, delta)
+        slots = [slot_of(a_stacked, b_stacked, widths, span.slot) for span in block.spans]
+        work = sum(slot.work * span.size for slot, span in zip(slots, block.spans, strict=True))
+        if work:
+            _check(groups, x, batch)
+            with _threads_for(work):
+                block.add(target, _low_rank(block, block.take(x), slots, widths, scale))
+
+
+def _low_rank(
+    block: Block, rows: torch.Tensor, slots: list[Slot], widths: tuple[int, ...], scale: float
+) -> torch.Tensor:
+    delta = torch.empty(block.size, sum(widths), dtype=torch.float32)
+    for span, slot in zip(block.spans, slots, strict=True):
+        low = torch.mm(rows[span.start : span.stop], slot.a)
+        if scale != 1.0:
+            low.mul_(scale)
+        first = 0
+        for part, b in zip(delta[span.start : span.stop].split(widths, dim=1), slot.b, strict=True):
+            if b is None:
+                part.zero_()
+            else:
+                torch.mm(low[:, first : first + len(b)], b, out=part)
+                first += len(b)
+    return delta
 
 
 def expand(
@@ -129,15 +145,14 @@ def expand(
     """batch[row, offset:offset + width] (+)= low[row] @ B[slot].T. Shapes as in `add_low_rank`."""
     target = batch[:, offset : offset + width]
     for block in groups.blocks:
-        if add and not any(_rank(b_stacked, span.slot, 3) for span in block.spans):
+        weights = [expansion_of(b_stacked, width, span.slot) for span in block.spans]
+        if add and not any(map(len, weights)):
             continue
         _check(groups, low, batch)
         rows = block.take(low)
         delta = torch.empty(block.size, width, dtype=torch.float32)
-        for span in block.spans:
-            rank = _rank(b_stacked, span.slot, 3)
-            b = b_stacked[span.slot, 0, :width, :rank].float()
-            torch.mm(rows[span.start : span.stop, :rank], b.t(), out=delta[span.start : span.stop])
+        for span, b in zip(block.spans, weights, strict=True):
+            torch.mm(rows[span.start : span.stop, : len(b)], b, out=delta[span.start : span.stop])
         if add:
             block.add(target, delta)
         else:
@@ -186,6 +201,20 @@ def set_full(
                 batch[where[span.start : span.stop]] = result
 
 
+@contextmanager
+def _threads_for(work: int) -> Iterator[None]:
+    """One thread for small work: a step has dozens of products in each layer, each too short to share."""
+    threads = torch.get_num_threads()
+    if work >= ALONE_BELOW or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _check(groups: Groups, *batches: torch.Tensor) -> None:
     if torch.compiler.is_compiling():
         # A trace would bake this step's groups into the model.
@@ -193,24 +222,3 @@ def _check(groups: Groups, *batches: torch.Tensor) -> None:
     for batch in batches:
         if groups.blocks and batch.shape[0] != groups.size:
             raise ValueError(f"{batch.shape[0]} rows where the step has {groups.size}")
-
-
-def _rank(stacked: torch.Tensor, slot: int, axis: int) -> int:
-    """How many ranks `slot` of `stacked` [slots, 1, _, _] really uses; its dimension `axis` is the rank.
-
-    Slots are as wide as the widest adapter allowed. Found by looking, and kept on the tensor while nobody
-    writes to it, which its version counter tells.
-    """
-    try:
-        version = stacked._version
-    except RuntimeError:
-        return int(stacked.shape[axis])  # made in inference mode: writes are not counted
-    known = getattr(stacked, "_pillion_ranks", None)
-    if known is None or known[0] != version:
-        known = (version, {})
-        stacked._pillion_ranks = known
-    ranks: dict[int, int] = known[1]
-    if slot not in ranks:
-        used = (stacked[slot, 0] != 0).any(dim=3 - axis).nonzero()
-        ranks[slot] = int(used[-1]) + 1 if len(used) else 0
-    return ranks[slot]

@@ -129,8 +129,10 @@ def _set_up(decision: Decision) -> LoraPath:
         decision = Decision("refused", "model runner V2 was not checked; set VLLM_USE_V2_MODEL_RUNNER=0")
     if decision.lora == "grouped":
         from .prompt_rows import follow_prompts
+        from .slot_weights import watch
 
         follow_prompts()
+        watch()
     # The gate, in another process, asks by `collective_rpc`.
     WorkerBase.pillion_lora_path = lambda _self: (decision.lora, decision.reason)
     log.info(
