@@ -21,7 +21,7 @@ STATUS_LINES = {
 
 
 class Head:
-    """A request's head as it was sent, without what frames its body. Names of `fields` are lower case, `path` is not
+    """A request's head as it was sent, without its body's length. Names of `fields` are lower case, `path` is not
     decoded. `minor`: of HTTP/1.x. `expects`: 100 Continue. Heads that are the same are one object: it is not to be
     changed, but what is worked out from it may be kept on it (`kept`).
     """
@@ -40,6 +40,12 @@ class Head:
         self._first = dict(fields)
         if len(self._first) != len(fields):
             self._first = dict(reversed(fields))
+
+    def without(self, name: str) -> Head:
+        """The same, newly made, but for a field."""
+        head = Head(self.method, self.path, self.query, [field for field in self.fields if field[0] != name])
+        head.minor = self.minor
+        return head
 
     def all(self, name: str) -> list[str]:
         if len(self._first) != len(self.fields):

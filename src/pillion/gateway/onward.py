@@ -163,7 +163,7 @@ class Passage:
         framing = ""
         if self._length is None:
             framing = "transfer-encoding: chunked\r\n"
-        elif self._length or head.first("content-length") is not None:
+        elif self._length or head.method in ("POST", "PUT", "PATCH"):
             framing = f"content-length: {self._length}\r\n"
         if self._expect:
             framing += "expect: 100-continue\r\n"

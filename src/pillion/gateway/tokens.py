@@ -12,7 +12,8 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 # A member `usage` with an object of at most one more level, or null. Quotes in JSON strings are escaped, so these
 # bytes cannot be content.
-_OBJECT = rb"\{(?:[^{}\"]|\"(?:[^\"\\]|\\.)*\"|\{(?:[^{}\"]|\"(?:[^\"\\]|\\.)*\")*\})*\}"
+_STRING = rb"\"(?:[^\"\\]++|\\.)*+\""
+_OBJECT = rb"\{(?:[^{}\"]++|" + _STRING + rb"|\{(?:[^{}\"]++|" + _STRING + rb")*+\})*+\}"
 _USAGE = re.compile(rb'"usage"\s*:\s*(' + _OBJECT + rb"|null)(\s*,)?")
 _NO_CHOICE = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 

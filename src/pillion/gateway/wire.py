@@ -222,6 +222,8 @@ def parse_head(raw: bytes) -> tuple[Head, int | None]:
     head.minor = 1 if minor == b"1" else 0
     _check_host(head)
     length = _length(head)
+    if length is not None:
+        head = head.without("content-length")
     connection = head.first("connection")
     if connection is None:
         head.keep_alive = head.minor == 1
