@@ -101,7 +101,7 @@ async def test_retries_stop_when_the_budget_is_spent(town: Town) -> None:
     """Ten in reserve and one for ten requests: a replica that always dies costs no second load."""
     town.a.behave = town.b.behave = die
     for _ in range(30):
-        await town.site.chat(town.key, "ft1:1")
+        await town.site.chat(town.key, BASE)
     assert len(town.a.asked) + len(town.b.asked) - 30 <= 10 + 3
 
 
@@ -175,3 +175,25 @@ async def test_client_that_leaves_while_it_waits_closes_upstream(town: Town) -> 
     waiting.cancel()
     await asyncio.wait_for(cancelled.wait(), 10)
     assert len(town.a.asked) + len(town.b.asked) == 1
+
+
+async def test_what_killed_two_replicas_is_refused_for_a_while_and_nothing_else_is(town: Town) -> None:
+    other = make_adapter(2)
+    replicas = [make_replica(n, town.adapter, other, url=e.url) for n, e in (("a", town.a), ("b", town.b))]
+    await town.publish(town.entry, town.adapter, other, make_instance(1, *replicas))
+    town.a.behave = town.b.behave = die
+    assert (await town.site.chat(town.key, "ft1:1"))[0] == 503
+    town.a.behave = town.b.behave = chat
+    asked = len(town.a.asked) + len(town.b.asked)
+    status, headers, body = await town.site.chat(town.key, f"{BASE}:tune-1")
+    assert (status, body["error"]["code"]) == (503, "no_healthy_replica")
+    assert "quarantined" in body["error"]["message"]
+    assert 50 <= int(headers["retry-after"]) <= 60
+    assert len(town.a.asked) + len(town.b.asked) == asked
+    assert await town.site.metric("pillion_gateway_quarantines_total") == 1
+    assert (await town.site.chat(town.key, BASE))[0] == 200
+    assert (await town.site.chat(town.key, "ft2:2"))[0] == 200
+    # Another version is other bytes.
+    renewed = make_adapter(1, version=4, engine_name=other.engine_name)
+    await town.publish(town.entry, renewed, other, make_instance(1, *replicas))
+    assert (await town.site.chat(town.key, "ft1:1"))[0] == 200

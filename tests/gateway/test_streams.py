@@ -211,3 +211,47 @@ async def test_drain_deadline_ends_streams_with_an_error_event(town: Town) -> No
         (error,) = data(await asyncio.wait_for(answer.content.read(), 10))
         assert error["error"]["code"] == "stream_broken"
     await asyncio.wait_for(town.site.serving, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "usages"),
+    [
+        (None, []),
+        ({"include_usage": False}, []),
+        ({"include_usage": True}, [{"prompt_tokens": 5, "completion_tokens": 2}]),
+        (
+            {"include_usage": True, "continuous_usage_stats": True},
+            [{"prompt_tokens": 5, "completion_tokens": n} for n in (1, 2, 2)],
+        ),
+    ],
+)
+async def test_usage_is_always_asked_for_and_only_given_to_who_asked(
+    town: Town, options: Any, usages: list[Any]
+) -> None:
+    """Of the engine: with every event, and at the end alone."""
+
+    async def count(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        assert body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+        response = await open_stream(request)
+        for number in (1, 2):
+            event = json.loads(chunk(body["model"], str(number))[6:])
+            event["usage"] = {"prompt_tokens": 5, "completion_tokens": number}
+            await response.write(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
+        last = {"model": body["model"], "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
+        await response.write(b"data: " + json.dumps(last).encode() + b"\n\ndata: [DONE]\n\n")
+        return response
+
+    town.a.behave = town.b.behave = count
+    document = {"model": "ft1:1", "stream": True} | ({} if options is None else {"stream_options": options})
+    async with town.site.post("/v1/chat/completions", town.key, document) as answer:
+        events = data(await answer.read())
+    assert [event["usage"] for event in events[:-1] if "usage" in event] == usages
+    assert [e["choices"][0]["delta"]["content"] for e in events[:2]] == ["1", "2"]
+    assert events[-1] == "[DONE]"
+    assert {event["model"] for event in events[:-1]} == {"ft1:1"}
+
+
+async def test_stream_must_be_a_boolean(town: Town) -> None:
+    """An engine might take "yes" for true: a stream nobody counted."""
+    status, _, body = await town.site.chat(town.key, "ft1:1", stream="yes")
+    assert (status, body["error"]["param"]) == (400, "stream")

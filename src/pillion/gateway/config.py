@@ -11,7 +11,8 @@ class Limits:
     """Bytes and seconds that one client may take. An inference answer as a whole takes as long as it takes.
 
     `linger_s`: how long the rest of a body is still read, and thrown away, after its request was refused: a
-    connection closed at once would often take the refusal with it.
+    connection closed at once would often take the refusal with it. `quarantine_s`: how long an adapter is refused
+    after two replicas died holding a request for it.
     """
 
     max_body: int = 32 * 2**20
@@ -23,6 +24,7 @@ class Limits:
     keep_alive_s: int = 75
     connect_timeout_s: float = 3.0
     drain_s: float = 30.0
+    quarantine_s: float = 60.0
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import ceil
 
 import msgspec
+import structlog
 
-from pillion.core.errors import InvalidRequestError, PillionError, RequestTooLargeError
+from pillion.core.errors import InvalidRequestError, PillionError, RequestTooLargeError, UnavailableError
 from pillion.core.routing import Candidate, Route, Routes
-from pillion.core.snapshot import Key
+from pillion.core.snapshot import Adapter, Key
 from pillion.gateway import headers, http
 from pillion.gateway.answers import CutShortError, KeyRefusedError, Origin, Reply, broken, read_reply
 from pillion.gateway.auth import Doorkeeper
@@ -34,7 +36,9 @@ from pillion.gateway.metrics import Metrics
 from pillion.gateway.outbound import Origin as Address
 from pillion.gateway.outbound import Outbound, Pool, RawFields
 from pillion.gateway.tokens import Wanted
-from pillion.gateway.tries import NotResident, Tries
+from pillion.gateway.tries import Deadly, NotResident, Tries
+
+log = structlog.get_logger(__name__)
 
 MAX_PLANS = 8192
 
@@ -74,6 +78,7 @@ class Inference:
     _plans: dict[tuple[int, int, str], Plan] = field(default_factory=dict)
     _resolved: dict[tuple[str, str, str | None], Route] = field(default_factory=dict)
     _resolved_by: Routes | None = None
+    _quarantined: dict[str, float] = field(default_factory=dict)
 
     def receive(self, head: Head, connection: Inbound) -> InferenceExchange:
         """Raises `PillionError` for what need not be read to be refused."""
@@ -94,7 +99,28 @@ class Inference:
         found = self._resolved.get(ask)
         if found is None or _expired(found, now):
             found = self._resolved[ask] = routes.resolve(account, model, ref, now)
+        if self._quarantined and found.adapter is not None:
+            self._check_quarantine(found.adapter, now)
         return found
+
+    def quarantine(self, route: Route, request_id: str) -> None:
+        """Two replicas died holding a request for this adapter: it is refused for a while."""
+        if route.adapter is None:
+            return
+        now = self.clock()
+        self._quarantined = {name: until for name, until in self._quarantined.items() if until > now}
+        self._quarantined[_bytes_of(route.adapter)] = now + self.limits.quarantine_s
+        self.metrics.quarantined()
+        log.warning("adapter quarantined", adapter=route.adapter.id, request_id=request_id)
+
+    def _check_quarantine(self, adapter: Adapter, now: float) -> None:
+        left = self._quarantined.get(_bytes_of(adapter), 0.0) - now
+        if left > 0:
+            raise UnavailableError(
+                f"The adapter '{adapter.name}' is quarantined for {ceil(left)} s more: two replicas died while they "
+                "had a request for it.",
+                retry_after=left,
+            )
 
     def plan(self, route: Route, candidate: Candidate, path: str) -> Plan:
         # A plan holds what it is for, so that as long as it is kept no other object can have these identities.
@@ -331,6 +357,8 @@ class InferenceExchange:
         try:
             self._tries.lost(replica, reused=reused)
         except PillionError as error:
+            if isinstance(error, Deadly) and self._plan is not None:
+                self._in.quarantine(self._plan.route, self._client.request_id)
             self._fail(error)
             return
         self._again()
@@ -385,6 +413,11 @@ class InferenceExchange:
         self._part()
         if not self._over:
             self._settle()
+
+
+def _bytes_of(adapter: Adapter) -> str:
+    """What is quarantined: a new version is another."""
+    return adapter.engine_name or adapter.id
 
 
 def _expired(route: Route, now: float) -> bool:

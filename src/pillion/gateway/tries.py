@@ -17,6 +17,10 @@ class Overdrawn(UnavailableError):
     """The request was lost and must not be sent once more."""
 
 
+class Deadly(Overdrawn):
+    """Two replicas were lost while they had it: it may be what kills them."""
+
+
 class Tries:
     """Of one request. Nothing was done where a connection was refused or the adapter was not resident: any other
     replica may be tried. Where a replica may have begun, one more is, and the budget pays.
@@ -48,7 +52,7 @@ class Tries:
         self._lost += 1
         self.reason = "lost"
         if self._lost >= MAX_LOST:
-            raise Overdrawn("Two replicas were lost while they had this request. It is not tried again.")
+            raise Deadly("Two replicas were lost while they had this request. It is not tried again.")
         if reused:
             self.avoided.add(replica)
             return
