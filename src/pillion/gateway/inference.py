@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from math import ceil
+from dataclasses import dataclass
 
 import msgspec
 import structlog
 
-from pillion.core.errors import InvalidRequestError, PillionError, RequestTooLargeError, UnavailableError
-from pillion.core.routing import Candidate, Route, Routes
-from pillion.core.snapshot import Adapter, Key
+from pillion.core.errors import InvalidRequestError, PillionError, RequestTooLargeError
+from pillion.core.routing import Candidate, Route
+from pillion.core.snapshot import Key
 from pillion.gateway import headers, http
+from pillion.gateway.accounting import Meter, RateLimits, Ticket
 from pillion.gateway.answers import CutShortError, KeyRefusedError, Origin, Reply, broken, read_reply
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance, RetryBudget
@@ -27,38 +27,19 @@ from pillion.gateway.body import (
     read_document,
 )
 from pillion.gateway.config import Limits
-from pillion.gateway.echo import Echo
-from pillion.gateway.faults import Scrub
 from pillion.gateway.http import Head
-from pillion.gateway.inbound import Inbound
+from pillion.gateway.inbound import CLIENT_LEFT, Inbound
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import Metrics
-from pillion.gateway.outbound import Origin as Address
 from pillion.gateway.outbound import Outbound, Pool, RawFields
+from pillion.gateway.plans import Plan, Plans
 from pillion.gateway.tokens import Wanted
 from pillion.gateway.tries import Deadly, NotResident, Tries
 
 log = structlog.get_logger(__name__)
 
-MAX_PLANS = 8192
-
-
-class Plan:
-    """What is the same for every request over one route to one candidate: made once."""
-
-    __slots__ = ("address", "candidate", "echo", "fields", "name", "prefix", "route", "scrub", "served_by")
-
-    def __init__(self, route: Route, candidate: Candidate, path: str, address: Address) -> None:
-        self.route = route
-        self.candidate = candidate
-        self.address = address
-        upstream = route.upstream_model(candidate)
-        self.name = msgspec.json.encode(upstream)
-        self.echo = Echo(upstream, route.echo)
-        self.scrub = Scrub(upstream, route.echo)
-        self.prefix = headers.engine_prefix(path, address, candidate.replica.infer_key)
-        self.served_by = headers.served_by(route, candidate)
-        self.fields = http.lines(self.served_by)
+# How often a stream's tokens are told to its ticket while it runs.
+TELL_S = 1.0
 
 
 @dataclass
@@ -67,18 +48,17 @@ class Inference:
 
     knowledge: Knowledge
     pool: Pool
+    plans: Plans
     door: Doorkeeper
     balance: Balance
     budget: RetryBudget
     policy: BodyPolicy
     limits: Limits
     metrics: Metrics
+    meter: Meter
+    rates: RateLimits
     clock: Callable[[], float]
     new_id: Callable[[], str]
-    _plans: dict[tuple[int, int, str], Plan] = field(default_factory=dict)
-    _resolved: dict[tuple[str, str, str | None], Route] = field(default_factory=dict)
-    _resolved_by: Routes | None = None
-    _quarantined: dict[str, float] = field(default_factory=dict)
 
     def receive(self, head: Head, connection: Inbound) -> InferenceExchange:
         """Raises `PillionError` for what need not be read to be refused."""
@@ -87,51 +67,19 @@ class Inference:
         length, limit = connection.length, self.limits.max_body
         if length is not None and length > limit:
             raise too_large(limit)
+        if (refusal := self.rates.check(key, self.clock())) is not None:
+            raise refusal
         connection.proceed()
         return InferenceExchange(self, head, connection, key, ref)
 
-    def resolve(self, account: str, model: str, ref: str | None) -> Route:
-        """`Routes.resolve` of the newest snapshot: the identical route as long as there is no newer one."""
-        routes, now = self.knowledge.routes(), self.clock()
-        if routes is not self._resolved_by or len(self._resolved) >= MAX_PLANS:
-            self._resolved, self._resolved_by = {}, routes
-        ask = account, model, ref
-        found = self._resolved.get(ask)
-        if found is None or _expired(found, now):
-            found = self._resolved[ask] = routes.resolve(account, model, ref, now)
-        if self._quarantined and found.adapter is not None:
-            self._check_quarantine(found.adapter, now)
-        return found
-
-    def quarantine(self, route: Route, request_id: str) -> None:
-        """Two replicas died holding a request for this adapter: it is refused for a while."""
+    def quarantine(self, key: Key, route: Route, request_id: str) -> None:
+        """Two replicas died holding a request for this adapter."""
         if route.adapter is None:
             return
-        now = self.clock()
-        self._quarantined = {name: until for name, until in self._quarantined.items() if until > now}
-        self._quarantined[_bytes_of(route.adapter)] = now + self.limits.quarantine_s
+        self.plans.quarantine(route.adapter)
         self.metrics.quarantined()
+        self.meter.incident("adapter_quarantined", key, route, f"Two replicas died holding {request_id}.")
         log.warning("adapter quarantined", adapter=route.adapter.id, request_id=request_id)
-
-    def _check_quarantine(self, adapter: Adapter, now: float) -> None:
-        left = self._quarantined.get(_bytes_of(adapter), 0.0) - now
-        if left > 0:
-            raise UnavailableError(
-                f"The adapter '{adapter.name}' is quarantined for {ceil(left)} s more: two replicas died while they "
-                "had a request for it.",
-                retry_after=left,
-            )
-
-    def plan(self, route: Route, candidate: Candidate, path: str) -> Plan:
-        # A plan holds what it is for, so that as long as it is kept no other object can have these identities.
-        key = id(route), id(candidate), path
-        found = self._plans.get(key)
-        if found is None:
-            if len(self._plans) >= MAX_PLANS:
-                self._plans.clear()
-            address = self.pool.origin(candidate.replica.url)
-            found = self._plans[key] = Plan(route, candidate, path, address)
-        return found
 
 
 class InferenceExchange:
@@ -155,6 +103,8 @@ class InferenceExchange:
         "_ref",
         "_reply",
         "_size",
+        "_ticket",
+        "_told_at",
         "_tries",
         "_upstream",
         "_wanted",
@@ -182,6 +132,8 @@ class InferenceExchange:
         self._held: str | None = None
         self._upstream: Outbound | None = None
         self._reply: Reply | None = None
+        self._ticket: Ticket | None = None
+        self._told_at = 0.0
         self._begun = self._choked = self._over = False
 
     # What the client's connection calls
@@ -209,7 +161,7 @@ class InferenceExchange:
             self._fail(error)
 
     def left(self) -> None:
-        self._close()
+        self._close(CLIENT_LEFT)
 
     def client_full(self, full: bool) -> None:
         self._choked = full
@@ -271,6 +223,9 @@ class InferenceExchange:
         if not out:
             return
         if self._begun:
+            if (now := self._in.clock()) >= self._told_at + TELL_S and self._ticket is not None:
+                self._told_at = now
+                self._ticket.tokens(*reply.tokens.counted)
             self._client.write(out)
         else:
             self._begin(reply, out)
@@ -290,11 +245,12 @@ class InferenceExchange:
             return
         plan = self._plan
         assert plan is not None
-        self._settle()
+        fields = b"" if self._begun else self._fields(reply, plan)
+        self._settle(reply.status)
         if self._begun:
             self._client.end(rest)
         else:
-            self._client.answer(reply.status, reply.fields + plan.fields, rest)
+            self._client.answer(reply.status, fields, rest)
 
     def upstream_full(self, full: bool) -> None:
         """The whole request is in its buffer anyway."""
@@ -304,7 +260,7 @@ class InferenceExchange:
     def _place(self) -> None:
         """Asks the best replica there is. Raises `PillionError`."""
         shared, tries = self._in, self._tries
-        route = shared.resolve(self._account, self._model, self._ref)
+        route = shared.plans.resolve(self._account, self._model, self._ref)
         if tries.excluded or tries.avoided:
             candidate = shared.balance.choose(route, tries.excluded | tries.avoided)
             candidate = candidate or shared.balance.choose(route, tries.excluded)
@@ -314,7 +270,12 @@ class InferenceExchange:
             raise tries.verdict(route)
         if tries.reason is not None:
             shared.metrics.retried(tries.reason)
-        plan = self._plan = shared.plan(route, candidate, self._head.path)
+        plan = self._plan = shared.plans.plan(route, candidate, self._head.path)
+        if self._ticket is None:
+            request_id = self._client.request_id
+            self._ticket = shared.meter.admit(self._key, route, candidate, request_id, shared.clock())
+        else:
+            self._ticket.served_by(candidate)
         self._held = candidate.replica.id
         shared.balance.begin(self._held)
         connection = shared.pool.take(plan.address)
@@ -344,7 +305,16 @@ class InferenceExchange:
         plan = self._plan
         assert plan is not None
         self._begun = True
-        self._client.begin(reply.status, reply.fields + plan.fields, reply.length, first)
+        self._client.begin(reply.status, self._fields(reply, plan), reply.length, first)
+
+    def _fields(self, reply: Reply, plan: Plan) -> bytes:
+        """Of an answer that begins now."""
+        now = self._told_at = self._in.clock()
+        if self._ticket is not None:
+            self._ticket.first_byte(now)
+        rates = self._in.rates.fields(self._key, now)
+        fields = reply.fields + plan.fields
+        return fields + http.lines(rates) if rates else fields
 
     def _lost(self, *, reused: bool) -> None:
         self._reply = None if not self._begun else self._reply
@@ -358,7 +328,7 @@ class InferenceExchange:
             self._tries.lost(replica, reused=reused)
         except PillionError as error:
             if isinstance(error, Deadly) and self._plan is not None:
-                self._in.quarantine(self._plan.route, self._client.request_id)
+                self._in.quarantine(self._key, self._plan.route, self._client.request_id)
             self._fail(error)
             return
         self._again()
@@ -377,7 +347,7 @@ class InferenceExchange:
             return
         last = reply.failed(error)
         self._failed(self._held or "", "broken")
-        self._close()
+        self._close(error.status)
         if last is None:
             self._client.cut(error.message)
         else:
@@ -385,8 +355,9 @@ class InferenceExchange:
 
     def _fail(self, error: PillionError) -> None:
         fields = self._plan.served_by if self._plan is not None and self._reply is not None else ()
-        self._close()
-        self._client.fail(error, fields)
+        self._close(error.status)
+        rates = self._in.rates.fields(self._key, self._in.clock())
+        self._client.fail(error, [*fields, *rates])
 
     def _failed(self, replica: str, reason: str) -> None:
         self._in.balance.failed(replica)
@@ -404,25 +375,26 @@ class InferenceExchange:
         self._in.balance.end(held)
         return held
 
-    def _settle(self) -> None:
+    def _settle(self, status: int) -> None:
+        """Puts down how it ended, before the last byte goes out."""
         self._over = True
         if self._held is not None:
             self._let_go()
+        ticket, self._ticket = self._ticket, None
+        if ticket is None:
+            return
+        now = self._in.clock()
+        if self._reply is not None:
+            prompt, cached, completion = self._reply.tokens.counted
+            ticket.tokens(prompt, cached, completion)
+            if prompt or completion:
+                self._in.rates.spent(self._key, (prompt or 0) + (completion or 0), now)
+        ticket.done(status, now)
 
-    def _close(self) -> None:
+    def _close(self, status: int) -> None:
         self._part()
         if not self._over:
-            self._settle()
-
-
-def _bytes_of(adapter: Adapter) -> str:
-    """What is quarantined: a new version is another."""
-    return adapter.engine_name or adapter.id
-
-
-def _expired(route: Route, now: float) -> bool:
-    adapter = route.adapter
-    return adapter is not None and adapter.expires_at is not None and now >= adapter.expires_at
+            self._settle(status)
 
 
 @functools.lru_cache(4096)

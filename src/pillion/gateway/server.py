@@ -18,6 +18,7 @@ import aiohttp
 import structlog
 import uvloop
 
+from pillion.gateway.accounting import NoLimits, NoMeter
 from pillion.gateway.app import Gateway
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance, RetryBudget
@@ -31,6 +32,7 @@ from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import Metrics
 from pillion.gateway.onward import ToContainer, ToControl
 from pillion.gateway.outbound import Pool
+from pillion.gateway.plans import Plans
 
 log = structlog.get_logger(__name__)
 
@@ -135,12 +137,15 @@ def _app(config: GatewayConfig, knowledge: Knowledge, pool: Pool) -> Gateway:
         inference=Inference(
             knowledge=knowledge,
             pool=pool,
+            plans=Plans(knowledge, pool, time.time, config.limits.quarantine_s),
             door=door,
             balance=balance,
             budget=RetryBudget(),
             policy=BodyPolicy(config.media_urls, config.allowed_extras),
             limits=config.limits,
             metrics=metrics,
+            meter=NoMeter(),
+            rates=NoLimits(),
             clock=time.time,
             new_id=new_id,
         ),

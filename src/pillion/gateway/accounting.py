@@ -1,0 +1,81 @@
+"""What a request tells those who count and limit; and ones that do neither, for where nobody keeps accounts."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pillion.core.errors import PillionError
+from pillion.core.routing import Candidate, Route
+from pillion.core.snapshot import Key
+from pillion.gateway.http import Fields
+
+
+class Ticket(Protocol):
+    """One request's account. Times are seconds since the epoch."""
+
+    def served_by(self, candidate: Candidate) -> None:
+        """Another replica is asked."""
+
+    def tokens(self, prompt: int | None, cached: int | None, completion: int | None) -> None:
+        """As last known; any number of times."""
+
+    def first_byte(self, now: float) -> None: ...
+
+    def done(self, status: int, now: float) -> None:
+        """Before the answer's last byte. 499: the client left."""
+
+
+class Meter(Protocol):
+    def admit(self, key: Key, route: Route, candidate: Candidate, request_id: str, now: float) -> Ticket:
+        """Before an engine is asked. Raises `PillionError` where it cannot be put down."""
+        ...
+
+    def incident(self, kind: str, key: Key, route: Route, detail: str) -> None:
+        """Something the account should hear of."""
+
+
+class RateLimits(Protocol):
+    def check(self, key: Key, now: float) -> PillionError | None:
+        """Counts one request of this key; the error where it is one too many."""
+        ...
+
+    def spent(self, key: Key, tokens: int, now: float) -> None: ...
+
+    def fields(self, key: Key, now: float) -> Fields:
+        """`x-ratelimit-*` for its answer."""
+        ...
+
+
+class NoTicket:
+    def served_by(self, candidate: Candidate) -> None:
+        pass
+
+    def tokens(self, prompt: int | None, cached: int | None, completion: int | None) -> None:
+        pass
+
+    def first_byte(self, now: float) -> None:
+        pass
+
+    def done(self, status: int, now: float) -> None:
+        pass
+
+
+class NoMeter:
+    _ticket = NoTicket()
+
+    def admit(self, key: Key, route: Route, candidate: Candidate, request_id: str, now: float) -> NoTicket:
+        return self._ticket
+
+    def incident(self, kind: str, key: Key, route: Route, detail: str) -> None:
+        pass
+
+
+class NoLimits:
+    def check(self, key: Key, now: float) -> PillionError | None:
+        return None
+
+    def spent(self, key: Key, tokens: int, now: float) -> None:
+        pass
+
+    def fields(self, key: Key, now: float) -> Fields:
+        return ()

@@ -1,0 +1,103 @@
+"""What is worked out once for many requests: where a model may go, and how it is asked for there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+
+import msgspec
+
+from pillion.core.errors import UnavailableError
+from pillion.core.routing import Candidate, Route, Routes
+from pillion.core.snapshot import Adapter
+from pillion.gateway import headers, http
+from pillion.gateway.echo import Echo
+from pillion.gateway.faults import Scrub
+from pillion.gateway.knowledge import Knowledge
+from pillion.gateway.outbound import Origin as Address
+from pillion.gateway.outbound import Pool
+
+MAX_PLANS = 8192
+
+
+class Plan:
+    """What is the same for every request over one route to one candidate: made once."""
+
+    __slots__ = ("address", "candidate", "echo", "fields", "name", "prefix", "route", "scrub", "served_by")
+
+    def __init__(self, route: Route, candidate: Candidate, path: str, address: Address) -> None:
+        self.route = route
+        self.candidate = candidate
+        self.address = address
+        upstream = route.upstream_model(candidate)
+        self.name = msgspec.json.encode(upstream)
+        self.echo = Echo(upstream, route.echo)
+        self.scrub = Scrub(upstream, route.echo)
+        self.prefix = headers.engine_prefix(path, address, candidate.replica.infer_key)
+        self.served_by = headers.served_by(route, candidate)
+        self.fields = http.lines(self.served_by)
+
+
+class Plans:
+    """`clock`: seconds since the epoch."""
+
+    def __init__(
+        self, knowledge: Knowledge, pool: Pool, clock: Callable[[], float], quarantine_s: float
+    ) -> None:
+        self._knowledge = knowledge
+        self._pool = pool
+        self._clock = clock
+        self._quarantine_s = quarantine_s
+        self._plans: dict[tuple[int, int, str], Plan] = {}
+        self._resolved: dict[tuple[str, str, str | None], Route] = {}
+        self._resolved_by: Routes | None = None
+        self._quarantined: dict[str, float] = {}
+
+    def resolve(self, account: str, model: str, ref: str | None) -> Route:
+        """`Routes.resolve` of the newest snapshot: the identical route as long as there is no newer one."""
+        routes, now = self._knowledge.routes(), self._clock()
+        if routes is not self._resolved_by or len(self._resolved) >= MAX_PLANS:
+            self._resolved, self._resolved_by = {}, routes
+        ask = account, model, ref
+        found = self._resolved.get(ask)
+        if found is None or _expired(found, now):
+            found = self._resolved[ask] = routes.resolve(account, model, ref, now)
+        if self._quarantined and found.adapter is not None:
+            self._check_quarantine(found.adapter, now)
+        return found
+
+    def quarantine(self, adapter: Adapter) -> None:
+        """Routes to this version are refused for a while."""
+        now = self._clock()
+        self._quarantined = {name: until for name, until in self._quarantined.items() if until > now}
+        self._quarantined[_bytes_of(adapter)] = now + self._quarantine_s
+
+    def _check_quarantine(self, adapter: Adapter, now: float) -> None:
+        left = self._quarantined.get(_bytes_of(adapter), 0.0) - now
+        if left > 0:
+            raise UnavailableError(
+                f"The adapter '{adapter.name}' is quarantined for {ceil(left)} s more: two replicas died while they "
+                "had a request for it.",
+                retry_after=left,
+            )
+
+    def plan(self, route: Route, candidate: Candidate, path: str) -> Plan:
+        # A plan holds what it is for, so that as long as it is kept no other object can have these identities.
+        key = id(route), id(candidate), path
+        found = self._plans.get(key)
+        if found is None:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            address = self._pool.origin(candidate.replica.url)
+            found = self._plans[key] = Plan(route, candidate, path, address)
+        return found
+
+
+def _bytes_of(adapter: Adapter) -> str:
+    """What is quarantined: a new version is another."""
+    return adapter.engine_name or adapter.id
+
+
+def _expired(route: Route, now: float) -> bool:
+    adapter = route.adapter
+    return adapter is not None and adapter.expires_at is not None and now >= adapter.expires_at
