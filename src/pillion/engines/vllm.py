@@ -127,8 +127,10 @@ def _environment(spec: ReplicaSpec, chosen: VllmOptions, on_cpu: bool, data_dir:
         own["OMP_NUM_THREADS"] = str(
             chosen.threads or max(1, (os.cpu_count() or 1) // max(1, spec.group.replicas))
         )
-        # Threads that spin while they wait make a machine with fewer free cores than threads hundreds of times slower.
-        own["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+        # How often an idle thread looks for work before it sleeps, some 0.1 ms in all. Thousands of regions in a step each
+        # wake sleepers, at half the speed; threads that spin for long take the cores of whoever would let them go on.
+        if "OMP_WAIT_POLICY" not in os.environ:
+            own["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "20000")
         # One process for the engine core and its only worker: every process imports all of torch.
         own["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if chosen.enforce_eager is not False:

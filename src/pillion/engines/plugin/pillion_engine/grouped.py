@@ -6,8 +6,6 @@ without bfloat16 instructions multiply float32 several times faster, and the res
 """
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +18,6 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 # Rows worked on at a time, so that the float32 intermediates of a long prefill stay in the caches.
 BLOCK_ROWS = 512
-# Multiplications below which waking the other threads takes longer than doing without them.
-ALONE_BELOW = 40e6
 
 
 @dataclass(frozen=True)
@@ -31,10 +27,6 @@ class Span:
     slot: int
     start: int
     stop: int
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -107,11 +99,9 @@ def add_low_rank(
     target = batch[:, offset : offset + sum(widths)]
     for block in groups.blocks:
         slots = [slot_of(a_stacked, b_stacked, widths, span.slot) for span in block.spans]
-        work = sum(slot.work * span.size for slot, span in zip(slots, block.spans, strict=True))
-        if work:
+        if any(slot.rank for slot in slots):
             _check(groups, x, batch)
-            with _threads_for(work):
-                block.add(target, _low_rank(block, block.take(x), slots, widths, scale))
+            block.add(target, _low_rank(block, block.take(x), slots, widths, scale))
 
 
 def _low_rank(
@@ -199,20 +189,6 @@ def set_full(
                 batch[where][span.start : span.stop] = result
             else:
                 batch[where[span.start : span.stop]] = result
-
-
-@contextmanager
-def _threads_for(work: int) -> Iterator[None]:
-    """One thread for small work: a step has dozens of products in each layer, each too short to share."""
-    threads = torch.get_num_threads()
-    if work >= ALONE_BELOW or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check(groups: Groups, *batches: torch.Tensor) -> None:

@@ -17,14 +17,15 @@ KEPT = "_pillion_weights"
 
 @dataclass(frozen=True)
 class Slot:
-    """`a` [in, sum of ranks]; `b` for each slice [rank, width], or None where the adapter leaves it alone.
-
-    `work`: multiplications for one row.
-    """
+    """`a` [in, sum of ranks]; `b` for each slice [rank, width], or None where the adapter leaves it alone."""
 
     a: torch.Tensor
     b: tuple[torch.Tensor | None, ...]
-    work: int
+
+    @property
+    def rank(self) -> int:
+        """The sum over the slices."""
+        return self.a.shape[1]
 
 
 def slot_of(a_stacked: Stacked, b_stacked: Stacked, widths: tuple[int, ...], slot: int) -> Slot:
@@ -98,5 +99,4 @@ def _slot(a_stacked: Stacked, b_stacked: Stacked, widths: tuple[int, ...], slot:
         stacked[slot, 0, :width, :rank].t().float().contiguous() if rank else None
         for stacked, width, rank in zip(b_stacked, widths, ranks, strict=True)
     )
-    work = sum(rank * (a.shape[1] + width) for rank, width in zip(ranks, widths, strict=True))
-    return Slot(a.t(), b, work)
+    return Slot(a.t(), b)
