@@ -94,9 +94,9 @@ def _slot(a_stacked: Stacked, b_stacked: Stacked, widths: tuple[int, ...], slot:
         for a, b in zip(a_stacked, b_stacked, strict=True)
     ]
     lows = [a[slot, 0, :rank].float() for a, rank in zip(a_stacked, ranks, strict=True)]
-    a = torch.cat(lows).contiguous()
+    a = torch.cat(lows).t().contiguous()
     b = tuple(
         stacked[slot, 0, :width, :rank].t().float().contiguous() if rank else None
         for stacked, width, rank in zip(b_stacked, widths, ranks, strict=True)
     )
-    return Slot(a.t(), b)
+    return Slot(a, b)
