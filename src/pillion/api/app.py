@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from pillion import __version__
-from pillion.api import accounts, adapters, instances, jobs, keys, models
+from pillion.api import accounts, adapters, instances, jobs, keys, models, usage
 from pillion.api.errors import ErrorBody
 from pillion.api.limits import BodyLimit
 from pillion.control.context import Control
@@ -83,7 +83,7 @@ def build(control: Control) -> FastAPI:
     app.add_middleware(BodyLimit, streamed=(adapters.UPLOAD,))
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    for module in (adapters, instances, models, jobs, keys, accounts):
+    for module in (adapters, instances, models, jobs, keys, accounts, usage):
         app.include_router(module.router)
 
     @app.get("/healthz", tags=["health"])

@@ -1,37 +1,82 @@
-"""The internal API, on a listener of its own: gateways fetch routing snapshots here."""
+"""The internal API, on a listener of its own: gateways fetch routing snapshots and tell what was used here."""
 
 from __future__ import annotations
 
 import hmac
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pillion.control import usage
 from pillion.control.context import Control
+from pillion.core.errors import UnavailableError
+from pillion.core.usage import Demand, Report
 
 MAX_WAIT_S = 30.0
 
 
 def build(control: Control, token: str) -> Starlette:
-    async def snapshot(request: Request) -> Response:
-        """`?gateway=<id>&after=<version>&wait=<s>`: the newest snapshot (msgpack), or 204 where there is none newer.
-
-        Asking for what comes after a version says that the gateway has applied it.
-        """
+    async def guarded(request: Request) -> Response:
         offered = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(offered.encode(), token.encode()):
             return Response(status_code=401)
-        try:
-            after = int(request.query_params.get("after", "0"))
-            wait = min(MAX_WAIT_S, float(request.query_params.get("wait", "0")))
-        except ValueError:
-            return Response(status_code=400)
-        control.gateways.heard(request.query_params.get("gateway", "?")[:80], after)
-        data = await control.publisher.after(after, wait)
-        if data is None:
-            return Response(status_code=204)
-        return Response(data, media_type="application/msgpack")
+        return await _HANDLERS[request.url.path](control, request)
 
-    return Starlette(routes=[Route("/internal/v1/snapshot", snapshot)])
+    return Starlette(
+        routes=[
+            Route(path, guarded, methods=["GET" if handler is _snapshot else "POST"])
+            for path, handler in _HANDLERS.items()
+        ]
+    )
+
+
+async def _snapshot(control: Control, request: Request) -> Response:
+    """`?gateway=<id>&after=<version>&wait=<s>`: the newest snapshot (msgpack), or 204 where there is none newer.
+
+    Asking for what comes after a version says that the gateway has applied it.
+    """
+    try:
+        after = int(request.query_params.get("after", "0"))
+        wait = min(MAX_WAIT_S, float(request.query_params.get("wait", "0")))
+    except ValueError:
+        return Response(status_code=400)
+    control.gateways.heard(request.query_params.get("gateway", "?")[:80], after)
+    data = await control.publisher.after(after, wait)
+    if data is None:
+        return Response(status_code=204)
+    return Response(data, media_type="application/msgpack")
+
+
+async def _usage(control: Control, request: Request) -> Response:
+    """Takes a `Report`, answers a `Mark`."""
+    try:
+        report = msgspec.msgpack.decode(await request.body(), type=Report)
+    except msgspec.MsgspecError:
+        return Response(status_code=400)
+    try:
+        return _packed(await usage.take(control, report))
+    except UnavailableError:
+        return Response(status_code=503)
+
+
+async def _limits(control: Control, request: Request) -> Response:
+    """Takes a `Demand`, answers `Shares`."""
+    try:
+        demand = msgspec.msgpack.decode(await request.body(), type=Demand)
+    except msgspec.MsgspecError:
+        return Response(status_code=400)
+    return _packed(control.shares.told(demand))
+
+
+def _packed(answer: msgspec.Struct) -> Response:
+    return Response(msgspec.msgpack.encode(answer), media_type="application/msgpack")
+
+
+_HANDLERS = {
+    "/internal/v1/snapshot": _snapshot,
+    "/internal/v1/usage": _usage,
+    "/internal/v1/limits": _limits,
+}

@@ -20,7 +20,8 @@ async def list_keys(control: Ctl, caller: Manager) -> Page[KeyView]:
 @router.post("/v1/keys", status_code=201)
 async def create_key(control: Ctl, caller: Manager, body: KeyBody) -> KeyView:
     """The key is in this answer and nowhere else."""
-    return await keys.create(control, caller, body.name, list(body.scopes))
+    terms = keys.Terms(body.expires_at, body.requests_per_minute, body.tokens_per_minute)
+    return await keys.create(control, caller, body.name, list(body.scopes), terms)
 
 
 @router.delete("/v1/keys/{id}")

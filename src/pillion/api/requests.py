@@ -89,6 +89,9 @@ class KeyBody(_Body):
     scopes: list[Literal["inference", "manage", "admin"]] = Field(
         default=["inference"], min_length=1, max_length=3
     )
+    expires_at: float | None = Field(default=None, description="Seconds since the epoch.")
+    requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000)
+    tokens_per_minute: int | None = Field(default=None, ge=1, le=10_000_000_000)
 
 
 class AccountBody(_Body):

@@ -62,10 +62,29 @@ def list_keys(ctx: typer.Context, limit: Limit = None, as_json: Json = False) ->
 
 
 @keys.command("create")
-def create_key(ctx: typer.Context, name: KeyName, scope: Scopes = None, as_json: Json = False) -> None:
+def create_key(
+    ctx: typer.Context,
+    name: KeyName,
+    scope: Scopes = None,
+    days: Annotated[
+        float | None, typer.Option("--expires", min=0, metavar="DAYS", help="Refuse it after so many days.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option("--requests", min=1, help="Requests per minute.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Tokens per minute.")] = None,
+    as_json: Json = False,
+) -> None:
     """Make a key and print it. It is shown this once."""
+    import time
+
     with session(ctx) as client:
-        _show_new(client.keys.create(name, scopes=scope or None), as_json)
+        made = client.keys.create(
+            name,
+            scopes=scope or None,
+            expires_at=None if days is None else time.time() + days * 86_400,
+            requests_per_minute=requests,
+            tokens_per_minute=tokens,
+        )
+        _show_new(made, as_json)
 
 
 @keys.command("revoke")
@@ -171,7 +190,7 @@ def usage(
         return
     groups: list[dict[str, Any]] = summary.get("data") or []
     titles = list(dict.fromkeys(title for group in groups for title in group))
-    output.print_rows(titles, [[output.plain(group.get(title, "")) for title in titles] for group in groups])
+    output.print_rows(titles, [[output.plain("" if group.get(title) is None else group[title]) for title in titles] for group in groups])
 
 
 def _show_new(key: Key, as_json: bool) -> None:

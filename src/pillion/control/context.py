@@ -12,6 +12,7 @@ from cryptography.fernet import Fernet
 from pillion.artifacts.store import ArtifactStore
 from pillion.control.agents import Agents
 from pillion.control.changes import Changes
+from pillion.control.shares import LimitShares
 from pillion.control.snapshots import Gateways, Publisher
 from pillion.core.catalogue import Catalogue
 from pillion.fleet.provisioner import Provisioner
@@ -58,3 +59,7 @@ class Control:
     jobs_queued: Changes = field(default_factory=Changes)
     job_ends: dict[str, Callable[[Control, Job], Awaitable[None]]] = field(default_factory=dict)
     controller: Controller = field(init=False)
+    shares: LimitShares = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shares = LimitShares(self.clock)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pillion.control.context import Control
 from pillion.control.views import KeyView, Page
 from pillion.core import keys
-from pillion.core.errors import InsufficientScopeError, InvalidApiKeyError, NotFoundError
+from pillion.core.errors import InsufficientScopeError, InvalidApiKeyError, InvalidRequestError, NotFoundError
 from pillion.core.names import new_id
 from pillion.store.rows import ApiKey
 from pillion.store.transaction import Tx
@@ -39,9 +39,10 @@ async def authenticate(control: Control, text: str) -> Principal:
         key is None
         or row is None
         or row.revoked_at is not None
+        or (row.expires_at is not None and row.expires_at <= control.clock())
         or not keys.matches(control.pepper, text, row.digest)
     ):
-        raise InvalidApiKeyError("the API key is not valid: malformed, unknown or revoked.")
+        raise InvalidApiKeyError("the API key is not valid: malformed, unknown, revoked or expired.")
     return Principal(row.account_id, row.id, frozenset(row.scopes))
 
 
@@ -50,12 +51,30 @@ async def listing(control: Control, who: Principal) -> Page[KeyView]:
         return Page([_view(row) for row in await tx.keys.list(who.account)])
 
 
-async def create(control: Control, who: Principal, name: str, scopes: list[str]) -> KeyView:
+@dataclass(frozen=True)
+class Terms:
+    """What a key is limited to. `expires_at`: seconds since the epoch."""
+
+    expires_at: float | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+FREE = Terms()
+
+
+async def create(
+    control: Control, who: Principal, name: str, scopes: list[str], terms: Terms = FREE
+) -> KeyView:
     """A new key of the caller's account. Nobody hands out a scope they do not have."""
+    if terms.expires_at is not None and terms.expires_at <= control.clock():
+        raise InvalidRequestError(
+            "expires_at is over already; it is in seconds since the epoch.", param="expires_at"
+        )
     for scope in scopes:
         if scope != "inference":
             who.need(scope)
-    return await _mint(control, who.account, name, scopes, by=who.key)
+    return await _mint(control, who.account, name, scopes, by=who.key, terms=terms)
 
 
 async def create_for(control: Control, who: Principal, account: str, name: str, scopes: list[str]) -> KeyView:
@@ -66,11 +85,11 @@ async def create_for(control: Control, who: Principal, account: str, name: str, 
     return await _mint(control, account, name, scopes, by=who.key)
 
 
-async def mint(control: Control, account: str, name: str, scopes: list[str]) -> KeyView:
+async def mint(control: Control, account: str, name: str, scopes: list[str], terms: Terms = FREE) -> KeyView:
     """A new key of an account, stored. Its text is in the answer alone."""
     key = new(control)
     async with control.db.transaction() as tx:
-        row = await store(control, tx, account, name, scopes, key)
+        row = await store(control, tx, account, name, scopes, key, terms)
     control.changes.notify()
     return _view(row, key.text)
 
@@ -86,7 +105,13 @@ def new(control: Control, text: str | None = None) -> keys.Key:
 
 
 async def store(
-    control: Control, tx: Tx, account: str, name: str, scopes: list[str], key: keys.Key
+    control: Control,
+    tx: Tx,
+    account: str,
+    name: str,
+    scopes: list[str],
+    key: keys.Key,
+    terms: Terms = FREE,
 ) -> ApiKey:
     return await tx.keys.create(
         account,
@@ -96,11 +121,16 @@ async def store(
         name=name,
         scopes=list(dict.fromkeys(scopes)),
         now=control.clock(),
+        expires_at=terms.expires_at,
+        requests_per_minute=terms.requests_per_minute,
+        tokens_per_minute=terms.tokens_per_minute,
     )
 
 
-async def _mint(control: Control, account: str, name: str, scopes: list[str], by: str) -> KeyView:
-    view = await mint(control, account, name, scopes)
+async def _mint(
+    control: Control, account: str, name: str, scopes: list[str], by: str, terms: Terms = FREE
+) -> KeyView:
+    view = await mint(control, account, name, scopes, terms)
     await _record(control, account, "key_created", view.id, by)
     behind = await control.controller.published()
     return _view_with(view, behind)
@@ -128,8 +158,18 @@ async def _record(control: Control, account: str, kind: str, key: str, by: str) 
 
 
 def _view(row: ApiKey, text: str | None = None) -> KeyView:
-    return KeyView(row.id, row.name, list(row.scopes), row.created_at, row.revoked_at, text)
+    return KeyView(
+        row.id,
+        row.name,
+        list(row.scopes),
+        row.created_at,
+        row.revoked_at,
+        text,
+        expires_at=row.expires_at,
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
+    )
 
 
 def _view_with(view: KeyView, behind: list[str]) -> KeyView:
-    return KeyView(view.id, view.name, view.scopes, view.created_at, view.revoked_at, view.key, behind)
+    return replace(view, unacknowledged=behind)

@@ -8,7 +8,7 @@ from pillion.control.plan import name_of, spec_of
 from pillion.core import snapshot as wire
 from pillion.core.catalogue import Catalogue
 from pillion.core.replica import Replica, ReplicaStatus
-from pillion.store.rows import Attachment, Instance, RoutedAdapter, SnapshotRows
+from pillion.store.rows import ApiKey, Attachment, Instance, RoutedAdapter, SnapshotRows
 
 Content = tuple[
     dict[str, wire.Key], tuple[wire.Model, ...], tuple[wire.Adapter, ...], tuple[wire.Instance, ...]
@@ -19,7 +19,7 @@ def routes_of(
     rows: SnapshotRows, replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus], catalogue: Catalogue
 ) -> Content:
     """Keys by lookup id, models, adapters and instances with the replicas that were heard."""
-    keys = {row.lookup: wire.Key(row.id, row.account_id, row.digest, tuple(row.scopes)) for row in rows.keys}
+    keys = {row.lookup: _key(row) for row in rows.keys}
     models = [wire.Model(m.name, None, m.kind, m.lora) for m in catalogue.models]
     models += [wire.Model(m.name, m.account_id, m.kind, m.lora) for m in rows.models]
     held: dict[int, list[Attachment]] = {}
@@ -40,6 +40,18 @@ def routes_of(
             for row in rows.instances
             if row.wanted == "running"
         ),
+    )
+
+
+def _key(row: ApiKey) -> wire.Key:
+    return wire.Key(
+        row.id,
+        row.account_id,
+        row.digest,
+        tuple(row.scopes),
+        row.expires_at,
+        row.requests_per_minute,
+        row.tokens_per_minute,
     )
 
 

@@ -185,6 +185,77 @@ class KeyView:
     revoked_at: float | None = None
     key: str | None = None
     unacknowledged: list[str] = field(default_factory=list)
+    expires_at: float | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+@dataclass(frozen=True)
+class UsageEventView:
+    """One request. `status` is its HTTP status, or `lost` where its gateway died; null tokens were not told."""
+
+    id: int
+    at: float
+    request_id: str
+    status: str
+    key_id: str
+    model: str
+    base_model: str
+    adapter_id: str | None
+    adapter_version: int | None
+    instance_id: int
+    replica: str
+    region: str
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    completion_tokens: int | None
+    ttft_ms: float | None
+    duration_ms: float
+    cold: bool
+
+
+@dataclass(frozen=True)
+class UsageSumView:
+    """`group` as asked for: a base model, an adapter's id ("" for bases), a key's id, a day. `name`: what it is called."""
+
+    group: str
+    name: str | None
+    requests: int
+    errors: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True)
+class UsageSummary:
+    window: str
+    group_by: str
+    since: float
+    until: float
+    total: UsageSumView
+    data: list[UsageSumView]
+    object: Literal["usage_summary"] = "usage_summary"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The share, 0 to 1, of requests and of tokens that was served through adapters."""
+
+    requests: float
+    tokens: float
+
+
+@dataclass(frozen=True)
+class UsageSnapshot:
+    since: float
+    until: float
+    total: UsageSumView
+    by_model: list[UsageSumView]
+    by_day: list[UsageSumView]
+    adapter_coverage: Coverage
+    object: Literal["billing_snapshot"] = "billing_snapshot"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ class Key(msgspec.Struct, frozen=True):
     account: str
     digest: str
     scopes: tuple[str, ...]
+    expires_at: float | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
 class Model(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""What a request tells those who count and limit; and ones that do neither, for where nobody keeps accounts."""
+"""What a request tells those who count and limit."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ class Ticket(Protocol):
 
     def tokens(self, prompt: int | None, cached: int | None, completion: int | None) -> None:
         """As last known; any number of times."""
+
+    def keep(self, prompt: int | None, cached: int | None, completion: int | None) -> None:
+        """Tokens of a stream that runs, so that a crash leaves them."""
+
+    def cold(self) -> None:
+        """It waited for a load."""
 
     def first_byte(self, now: float) -> None: ...
 
@@ -44,38 +50,3 @@ class RateLimits(Protocol):
     def fields(self, key: Key, now: float) -> Fields:
         """`x-ratelimit-*` for its answer."""
         ...
-
-
-class NoTicket:
-    def served_by(self, candidate: Candidate) -> None:
-        pass
-
-    def tokens(self, prompt: int | None, cached: int | None, completion: int | None) -> None:
-        pass
-
-    def first_byte(self, now: float) -> None:
-        pass
-
-    def done(self, status: int, now: float) -> None:
-        pass
-
-
-class NoMeter:
-    _ticket = NoTicket()
-
-    def admit(self, key: Key, route: Route, candidate: Candidate, request_id: str, now: float) -> NoTicket:
-        return self._ticket
-
-    def incident(self, kind: str, key: Key, route: Route, detail: str) -> None:
-        pass
-
-
-class NoLimits:
-    def check(self, key: Key, now: float) -> PillionError | None:
-        return None
-
-    def spent(self, key: Key, tokens: int, now: float) -> None:
-        pass
-
-    def fields(self, key: Key, now: float) -> Fields:
-        return ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 
 from pillion.core import keys
 from pillion.core.errors import InsufficientScopeError, InvalidApiKeyError
@@ -18,7 +19,8 @@ class Doorkeeper:
     that it is not made anew: whether it is still the right one is asked each time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._pepper = b""
         self._seen: dict[str, tuple[str, str]] = {}
 
@@ -34,6 +36,8 @@ class Doorkeeper:
         known = routes.key(lookup)
         if known is None or not hmac.compare_digest(digest, known.digest):
             raise InvalidApiKeyError("The API key is not valid: it is unknown here or was revoked.")
+        if known.expires_at is not None and self._clock() >= known.expires_at:
+            raise InvalidApiKeyError("The API key is not valid: it has expired.")
         if seen is None:
             self._remember(given[0], lookup, digest, routes.pepper)
         if scope not in known.scopes:

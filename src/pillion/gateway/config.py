@@ -12,7 +12,8 @@ class Limits:
 
     `linger_s`: how long the rest of a body is still read, and thrown away, after its request was refused: a
     connection closed at once would often take the refusal with it. `quarantine_s`: how long an adapter is refused
-    after two replicas died holding a request for it.
+    after two replicas died holding a request for it. `spool_bytes`: how much usage is kept while control is away;
+    beyond it requests are refused.
     """
 
     max_body: int = 32 * 2**20
@@ -25,6 +26,7 @@ class Limits:
     connect_timeout_s: float = 3.0
     drain_s: float = 30.0
     quarantine_s: float = 60.0
+    spool_bytes: int = 2**30
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,7 @@ class InferenceExchange:
         if self._begun:
             if (now := self._in.clock()) >= self._told_at + TELL_S and self._ticket is not None:
                 self._told_at = now
-                self._ticket.tokens(*reply.tokens.counted)
+                self._ticket.keep(*reply.tokens.counted)
             self._client.write(out)
         else:
             self._begin(reply, out)

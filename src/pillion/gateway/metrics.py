@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -28,8 +28,14 @@ FIRST_BYTE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 1
 class Metrics(Collector):
     """One registry per gateway, so that several may live in one process."""
 
-    def __init__(self, knowledge: Knowledge) -> None:
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        usage_behind: Callable[[], int] = lambda: 0,
+        limits_open: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._knowledge = knowledge
+        self._usage_behind, self._limits_open = usage_behind, limits_open
         self._requests: Counter[tuple[str, int]] = Counter()
         self._in_flight: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
@@ -89,6 +95,16 @@ class Metrics(Collector):
             "Adapters refused for a while, because two replicas died holding a request for one",
             (),
             [((), self._quarantines)],
+        )
+        yield GaugeMetricFamily(
+            "pillion_gateway_usage_behind",
+            "Usage events that control does not have yet",
+            value=self._usage_behind(),
+        )
+        yield GaugeMetricFamily(
+            "pillion_gateway_limits_open",
+            "1 while limits of keys are not shared with other gateways, control being away",
+            value=float(self._limits_open()),
         )
         yield self._first_bytes()
         yield GaugeMetricFamily(

@@ -18,7 +18,6 @@ import aiohttp
 import structlog
 import uvloop
 
-from pillion.gateway.accounting import NoLimits, NoMeter
 from pillion.gateway.app import Gateway
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance, RetryBudget
@@ -29,10 +28,14 @@ from pillion.gateway.inbound import Inbound
 from pillion.gateway.inference import Inference
 from pillion.gateway.kept import KeptSnapshot, gateway_id
 from pillion.gateway.knowledge import Knowledge
+from pillion.gateway.limits import KeyLimits
+from pillion.gateway.metering import Meter
 from pillion.gateway.metrics import Metrics
 from pillion.gateway.onward import ToContainer, ToControl
 from pillion.gateway.outbound import Pool
 from pillion.gateway.plans import Plans
+from pillion.gateway.reports import ControlLedger, Reports, Sharing, UntoldError
+from pillion.gateway.spool import own_and_orphans
 
 log = structlog.get_logger(__name__)
 
@@ -117,19 +120,40 @@ async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, Pool]]
         source = ControlSource(session, config.internal_url, config.internal_token, name)
         feed = SnapshotFeed(source, KeptSnapshot(config.state_dir), knowledge, time.time, random.random)
         await feed.start()
-        feeding = asyncio.ensure_future(feed.run())
+        ledger = ControlLedger(session, config.internal_url, config.internal_token)
+        spool, orphans = await asyncio.to_thread(
+            own_and_orphans, config.state_dir / "spool", config.limits.spool_bytes
+        )
+        reports = Reports(ledger, spool, orphans, time.time, random.random)
+        meter = Meter(spool, time.time, reports.told)
+        rates = KeyLimits(time.time())
+        sharing = Sharing(ledger, rates, name, time.time)
+        tasks = [asyncio.ensure_future(task.run()) for task in (feed, reports, sharing)]
+        metrics = Metrics(knowledge, lambda: reports.behind, lambda: sharing.open)
         try:
-            yield _app(config, knowledge, pool), pool
+            yield _app(config, knowledge, pool, metrics, meter, rates), pool
         finally:
             pool.close()
-            feeding.cancel()
-            await asyncio.wait({feeding})
+            await meter.settled()
+            with contextlib.suppress(TimeoutError, UntoldError, OSError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await reports.flush()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            spool.close()
 
 
-def _app(config: GatewayConfig, knowledge: Knowledge, pool: Pool) -> Gateway:
-    metrics = Metrics(knowledge)
+def _app(
+    config: GatewayConfig,
+    knowledge: Knowledge,
+    pool: Pool,
+    metrics: Metrics,
+    meter: Meter,
+    rates: KeyLimits,
+) -> Gateway:
     balance = Balance(time.monotonic)
-    door = Doorkeeper()
+    door = Doorkeeper(time.time)
     new_id = _request_ids()
     return Gateway(
         knowledge=knowledge,
@@ -144,8 +168,8 @@ def _app(config: GatewayConfig, knowledge: Knowledge, pool: Pool) -> Gateway:
             policy=BodyPolicy(config.media_urls, config.allowed_extras),
             limits=config.limits,
             metrics=metrics,
-            meter=NoMeter(),
-            rates=NoLimits(),
+            meter=meter,
+            rates=rates,
             clock=time.time,
             new_id=new_id,
         ),

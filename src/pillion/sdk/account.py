@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pillion.sdk.transport import Transport, segment
-from pillion.sdk.types import Account, Key, read
+from pillion.sdk.types import Account, Key, UsageEvent, read
 
 
 class Keys:
@@ -16,11 +16,23 @@ class Keys:
     def list(self, *, limit: int | None = None) -> Iterator[Key]:
         return self._transport.pages(Key, "/v1/keys", limit=limit)
 
-    def create(self, name: str, *, scopes: Sequence[str] | None = None) -> Key:
-        """A new key. Its text, in `key`, is never shown again."""
-        wanted: dict[str, Any] = {"name": name}
-        if scopes is not None:
-            wanted["scopes"] = [*scopes]
+    def create(
+        self,
+        name: str,
+        *,
+        scopes: Sequence[str] | None = None,
+        expires_at: float | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+    ) -> Key:
+        """A new key. Its text, in `key`, is never shown again. `expires_at`: seconds since the epoch."""
+        terms = {
+            "scopes": None if scopes is None else [*scopes],
+            "expires_at": expires_at,
+            "requests_per_minute": requests_per_minute,
+            "tokens_per_minute": tokens_per_minute,
+        }
+        wanted = {"name": name, **{term: value for term, value in terms.items() if value is not None}}
         return read(Key, self._transport.send("POST", "/v1/keys", json=wanted))
 
     def revoke(self, key: str) -> Key:
@@ -53,6 +65,16 @@ class Usage:
         """`window`: 24h, 7d, 30d, month. `group_by`: model, adapter, key, day."""
         query = {"window": window, "group_by": group_by}
         found: dict[str, Any] = self._transport.get("/v1/usage/summary", query)
+        return found
+
+    def events(self, *, adapter_id: str | None = None, limit: int | None = None) -> Iterator[UsageEvent]:
+        """One for each request, oldest first."""
+        query = {} if adapter_id is None else {"adapter_id": adapter_id}
+        return self._transport.pages(UsageEvent, "/v1/usage/events", query, limit=limit)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The month to date: by model, by day, and the share that went through adapters."""
+        found: dict[str, Any] = self._transport.get("/v1/billing/snapshot")
         return found
 
 

@@ -194,6 +194,29 @@ class GpuType(Record, kw_only=True):
     rate_per_hour: str | float | None = None
 
 
+class UsageEvent(Record, kw_only=True):
+    """One request. `status` is its HTTP status, or `lost`; tokens that were not told are None."""
+
+    id: int
+    at: float
+    request_id: str
+    status: str
+    key_id: str
+    model: str
+    base_model: str
+    adapter_id: str | None = None
+    adapter_version: int | None = None
+    instance_id: int
+    replica: str
+    region: str
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    ttft_ms: float | None = None
+    duration_ms: float
+    cold: bool
+
+
 class Key(Record, kw_only=True):
     """An API key. `key` is its text, given once, when it is made; it is left out of `repr`."""
 
@@ -203,6 +226,9 @@ class Key(Record, kw_only=True):
     key: str | None = None
     created_at: float | None = None
     revoked_at: float | None = None
+    expires_at: float | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
     unacknowledged: list[str] = []
 
     def __repr__(self) -> str:

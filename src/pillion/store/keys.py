@@ -16,11 +16,29 @@ class Keys:
         self._session = session
 
     async def create(
-        self, account: str, id: str, *, lookup: str, digest: str, name: str, scopes: Sequence[str], now: float
+        self,
+        account: str,
+        id: str,
+        *,
+        lookup: str,
+        digest: str,
+        name: str,
+        scopes: Sequence[str],
+        now: float,
+        expires_at: float | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
     ) -> ApiKey:
         """Raises sqlalchemy's IntegrityError where `id` or `lookup` is taken: they are random."""
         fields = {"id": id, "account_id": account, "lookup": lookup, "digest": digest, "name": name}
-        statement = self._session.insert(api_keys).values(**fields, scopes=list(scopes), created_at=now)
+        statement = self._session.insert(api_keys).values(
+            **fields,
+            scopes=list(scopes),
+            created_at=now,
+            expires_at=expires_at,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+        )
         made = await self._session.one(statement.returning(*api_keys.c), ApiKey)
         assert made is not None
         return made

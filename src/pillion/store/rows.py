@@ -34,6 +34,46 @@ class ApiKey(msgspec.Struct, frozen=True):
     scopes: list[str]
     created_at: float
     revoked_at: float | None
+    expires_at: float | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+class UsageEvent(msgspec.Struct, frozen=True):
+    """One request, as its gateway told it. Tokens that no engine told are None."""
+
+    id: int
+    account_id: str
+    spool: str
+    seq: int
+    at: float
+    key_id: str
+    adapter_id: str | None
+    adapter_version: int | None
+    model: str
+    base_model: str
+    instance_id: int
+    replica: str
+    region: str
+    request_id: str
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    completion_tokens: int | None
+    status: str
+    ttft_ms: float | None
+    duration_ms: float
+    cold: bool
+
+
+class UsageSum(msgspec.Struct, frozen=True):
+    """What a group of requests used. `group` is empty for all of them."""
+
+    group: str
+    requests: int
+    errors: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
 
 
 class RegisteredModel(msgspec.Struct, frozen=True):

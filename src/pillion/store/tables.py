@@ -83,6 +83,9 @@ api_keys = sa.Table(
     sa.Column("scopes", Json, nullable=False),
     _time("created_at"),
     _time("revoked_at", null=True),
+    _time("expires_at", null=True),
+    _int("requests_per_minute", null=True),
+    _int("tokens_per_minute", null=True),
     sa.UniqueConstraint("lookup"),
     sa.Index(None, "account_id"),
 )
@@ -262,6 +265,63 @@ leases = sa.Table(
     _text("holder"),
     _int("token"),
     _time("expires_at"),
+)
+
+usage_spools = sa.Table(
+    "usage_spools",
+    metadata,
+    _text("spool", key=True),
+    _int("mark"),
+    _time("updated_at"),
+)
+
+# No foreign keys: what was used stays true when what it was used through is gone.
+usage_events = sa.Table(
+    "usage_events",
+    metadata,
+    _id(),
+    _text("account_id"),
+    _text("spool"),
+    _int("seq"),
+    _time("at"),
+    _text("key_id"),
+    _text("adapter_id", null=True),
+    _int("adapter_version", null=True),
+    _text("model"),
+    _text("base_model"),
+    _int("instance_id"),
+    _text("replica"),
+    _text("region"),
+    _text("request_id"),
+    _int("prompt_tokens", null=True),
+    _int("cached_tokens", null=True),
+    _int("completion_tokens", null=True),
+    _text("status"),
+    sa.Column("ttft_ms", sa.Double, nullable=True),
+    sa.Column("duration_ms", sa.Double, nullable=False),
+    sa.Column("cold", sa.Boolean, nullable=False),
+    sa.UniqueConstraint("spool", "seq"),
+    sa.Index(None, "account_id", "id"),
+    sa.Index(None, "account_id", "at"),
+    sqlite_autoincrement=True,
+)
+
+# Sums of `usage_events` by the hour, written with them. `adapter_id` is "" and `adapter_version` 0 for a base.
+usage_hours = sa.Table(
+    "usage_hours",
+    metadata,
+    _text("account_id", key=True),
+    _int("hour", key=True),
+    _text("key_id", key=True),
+    _text("base_model", key=True),
+    _text("adapter_id", key=True),
+    _int("adapter_version", key=True),
+    _int("instance_id", key=True),
+    _text("outcome", key=True),
+    _int("requests"),
+    _int("prompt_tokens"),
+    _int("cached_tokens"),
+    _int("completion_tokens"),
 )
 
 TENANT_TABLES = frozenset(table.name for table in metadata.sorted_tables if "account_id" in table.c)

@@ -17,6 +17,7 @@ from pillion.store.models import Models
 from pillion.store.secrets import Secrets
 from pillion.store.session import Session
 from pillion.store.settings import Settings
+from pillion.store.usage import Intake, Usage
 from pillion.store.versions import Versions
 
 
@@ -38,3 +39,5 @@ class Tx:
         self.secrets = Secrets(session)
         self.settings = Settings(session)
         self.leases = Leases(session)
+        self.usage = Usage(session)
+        self.intake = Intake(Session(connection, everyone=True))

@@ -25,7 +25,7 @@ class Slot:
     @property
     def rank(self) -> int:
         """The sum over the slices."""
-        return self.a.shape[1]
+        return int(self.a.shape[1])
 
 
 def slot_of(a_stacked: Stacked, b_stacked: Stacked, widths: tuple[int, ...], slot: int) -> Slot:
@@ -82,7 +82,7 @@ def _forgetting(method: Callable[..., Any]) -> Callable[..., Any]:
     return write
 
 
-def _with_subclasses(layer: type) -> Iterator[type]:
+def _with_subclasses(layer: Any) -> Iterator[Any]:
     yield layer
     for each in layer.__subclasses__():
         yield from _with_subclasses(each)

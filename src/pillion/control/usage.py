@@ -1,0 +1,38 @@
+"""Usage that gateways report: taken exactly once, whoever dies in between (SPEC §5)."""
+
+from __future__ import annotations
+
+import structlog
+
+from pillion.control.context import Control
+from pillion.core.usage import Incident, Mark, Report, Used
+
+log = structlog.get_logger(__name__)
+
+
+async def take(control: Control, report: Report) -> Mark:
+    """What the database has of this spool once the report is in.
+
+    Events that are in already change nothing; those that would leave a gap are not taken, unless the spool no longer has
+    what is missing, which is told.
+    """
+    now = control.clock()
+    async with control.db.transaction() as tx:
+        mark = await tx.intake.mark(report.spool, now)
+        if report.oldest > mark + 1:
+            log.error("usage_missing", spool=report.spool, first=mark + 1, last=report.oldest - 1)
+            mark = report.oldest - 1
+        fresh = [told for told in report.told if told.seq > mark]
+        if fresh and fresh[0].seq == mark + 1:
+            mark = fresh[-1].seq
+            await tx.intake.add(report.spool, [t for t in fresh if isinstance(t, Used)], mark, now)
+            for told in fresh:
+                if isinstance(told, Incident):
+                    await tx.events.append(
+                        told.account,
+                        at=told.at,
+                        kind=told.kind,
+                        subject=f"adapter:{told.adapter}" if told.adapter else "account",
+                        detail={"detail": told.detail},
+                    )
+    return Mark(mark)

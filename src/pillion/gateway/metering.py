@@ -1,0 +1,159 @@
+"""What every request used, put down before an engine is asked and before the answer's last byte (SPEC §5)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from pillion.core.errors import UnavailableError
+from pillion.core.routing import Candidate, Route
+from pillion.core.snapshot import Key
+from pillion.core.usage import LOST, Incident, Used
+from pillion.gateway.spool import Spool, SpoolFullError
+
+log = structlog.get_logger(__name__)
+
+SYNC_S = 0.025  # on the disk within 50 ms
+
+
+class MeteringFullError(UnavailableError):
+    """What was used cannot be put down, so nothing may be used."""
+
+    code = "metering_unavailable"
+
+
+class Meter:
+    """`told` is called when there is something on the disk to report. Make it inside a running loop."""
+
+    def __init__(self, spool: Spool, clock: Callable[[], float], told: Callable[[], None]) -> None:
+        self._spool = spool
+        self._clock = clock
+        self._told = told
+        self._loop = asyncio.get_running_loop()
+        self._syncing: asyncio.Task[None] | None = None
+        self._dirty = False
+        self.failed = 0
+
+    def admit(self, key: Key, route: Route, candidate: Candidate, request_id: str, now: float) -> Ticket:
+        """Raises `MeteringFullError`."""
+        adapter = route.adapter
+        used = Used(
+            0,
+            now,
+            key.account,
+            key.id,
+            None if adapter is None else adapter.id,
+            None if adapter is None else adapter.version,
+            route.echo,
+            route.base,
+            candidate.instance.id,
+            candidate.replica.id,
+            candidate.replica.region,
+            request_id,
+            None,
+            None,
+            None,
+            LOST,
+            None,
+            0.0,
+            False,
+        )
+        try:
+            number = self._spool.open(used)
+        except (OSError, SpoolFullError) as error:
+            log.error("usage cannot be put down", error=str(error))
+            raise MeteringFullError(
+                "This gateway cannot keep account of requests now. Try again shortly.", retry_after=5.0
+            ) from error
+        self._sync_soon()
+        return Ticket(self, used, number)
+
+    def incident(self, kind: str, key: Key, route: Route, detail: str) -> None:
+        adapter = None if route.adapter is None else route.adapter.id
+        self._put(lambda: self._spool.tell(Incident(0, self._clock(), kind, key.account, adapter, detail)))
+
+    def known(self, number: int, prompt: int | None, cached: int | None, completion: int | None) -> None:
+        self._put(lambda: self._spool.known(number, prompt, cached, completion))
+
+    def close(self, used: Used, number: int) -> None:
+        self._put(lambda: self._spool.tell(used, number))
+
+    async def settled(self) -> None:
+        """All that was put down is on the disk."""
+        while self._syncing is not None:
+            await asyncio.wait({self._syncing})
+
+    def _put(self, write: Callable[[], None]) -> None:
+        """What was admitted is never refused at its end: the next process tells it as lost, with what was known."""
+        try:
+            write()
+        except OSError as error:
+            self.failed += 1
+            log.error("usage not put down", error=str(error))
+        self._sync_soon()
+
+    def _sync_soon(self) -> None:
+        self._dirty = True
+        if self._syncing is None:
+            self._syncing = self._loop.create_task(self._sync())
+
+    async def _sync(self) -> None:
+        try:
+            while self._dirty:
+                await asyncio.sleep(SYNC_S)
+                self._dirty = False
+                syncing = self._spool.syncing()
+                await asyncio.to_thread(syncing.run)
+                self._spool.synced(syncing)
+                self._told()
+        except OSError as error:
+            log.error("usage not on the disk", error=str(error))
+        finally:
+            self._syncing = None
+
+
+class Ticket:
+    """One request's account."""
+
+    __slots__ = ("_cold", "_first_at", "_meter", "_number", "_tokens", "_used")
+
+    def __init__(self, meter: Meter, used: Used, number: int) -> None:
+        self._meter = meter
+        self._used = used
+        self._number = number
+        self._tokens: tuple[int | None, int | None, int | None] = (None, None, None)
+        self._first_at: float | None = None
+        self._cold = False
+
+    def served_by(self, candidate: Candidate) -> None:
+        replica = candidate.replica
+        self._used = msgspec.structs.replace(
+            self._used, instance=candidate.instance.id, replica=replica.id, region=replica.region
+        )
+
+    def cold(self) -> None:
+        self._cold = True
+
+    def tokens(self, prompt: int | None, cached: int | None, completion: int | None) -> None:
+        self._tokens = prompt, cached, completion
+
+    def keep(self, prompt: int | None, cached: int | None, completion: int | None) -> None:
+        self._meter.known(self._number, prompt, cached, completion)
+
+    def first_byte(self, now: float) -> None:
+        self._first_at = now
+
+    def done(self, status: int, now: float) -> None:
+        used, first = self._used, self._first_at
+        prompt, cached, completion = self._tokens
+        self._meter.close(
+            Used(
+                0, used.at, used.account, used.key, used.adapter, used.version, used.model, used.base,
+                used.instance, used.replica, used.region, used.request_id, prompt, cached, completion,
+                str(status), None if first is None else (first - used.at) * 1000, (now - used.at) * 1000, self._cold,
+            ),
+            self._number,
+        )  # fmt: skip

@@ -1,0 +1,152 @@
+"""Usage on its way to control, and this gateway's shares of limits on their way back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import aiohttp
+import msgspec
+import structlog
+
+from pillion.core.usage import Demand, Mark, Report, Shares
+from pillion.gateway.limits import KeyLimits
+from pillion.gateway.spool import Spool
+
+log = structlog.get_logger(__name__)
+
+BATCH = 500
+EVERY_S = 1.0
+MAX_PAUSE_S = 5.0
+CALL_S = 30.0
+
+
+Answer = TypeVar("Answer", Mark, Shares)
+
+
+class UntoldError(Exception):
+    """Control could not be told, or its answer made no sense."""
+
+
+class Ledger(Protocol):
+    """Control's side."""
+
+    async def report(self, report: Report) -> Mark:
+        """Raises `UntoldError`."""
+        ...
+
+    async def demand(self, demand: Demand) -> Shares:
+        """Raises `UntoldError`."""
+        ...
+
+
+class ControlLedger:
+    """`POST {internal_url}/internal/v1/usage` and `/internal/v1/limits`, msgpack both ways."""
+
+    def __init__(self, session: aiohttp.ClientSession, internal_url: str, token: str) -> None:
+        self._session = session
+        self._url = f"{internal_url.rstrip('/')}/internal/v1"
+        self._fields = {"authorization": f"Bearer {token}", "content-type": "application/msgpack"}
+
+    async def report(self, report: Report) -> Mark:
+        return await self._post("usage", report, Mark)
+
+    async def demand(self, demand: Demand) -> Shares:
+        return await self._post("limits", demand, Shares)
+
+    async def _post(self, path: str, body: msgspec.Struct, answer: type[Answer]) -> Answer:
+        data = msgspec.msgpack.encode(body)
+        try:
+            async with (
+                asyncio.timeout(CALL_S),
+                self._session.post(f"{self._url}/{path}", data=data, headers=self._fields) as got,
+            ):
+                if got.status != 200:
+                    raise UntoldError(f"control answered {got.status}")
+                return msgspec.msgpack.decode(await got.read(), type=answer)
+        except (aiohttp.ClientError, TimeoutError, ConnectionError, msgspec.MsgspecError) as error:
+            raise UntoldError(repr(error)) from error
+
+
+class Reports:
+    """Tells control what the spools hold until it has all; `told`: there is more. Orphans go once they are empty."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        own: Spool,
+        orphans: list[Spool],
+        clock: Callable[[], float],
+        random: Callable[[], float],
+    ) -> None:
+        self._ledger = ledger
+        self._own = own
+        self._orphans = orphans
+        self._clock = clock
+        self._random = random
+        self._marks: dict[str, int] = {}
+        self._more = asyncio.Event()
+        self.untold_since: float | None = None
+
+    def told(self) -> None:
+        self._more.set()
+
+    @property
+    def behind(self) -> int:
+        """How many events control does not have yet, of this process's own."""
+        return self._own.last - self._marks.get(self._own.id, self._own.oldest - 1)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        failures = 0
+        while True:
+            self._more.clear()
+            try:
+                await self.flush()
+                failures, self.untold_since = 0, None
+                await self._more.wait()
+            except (UntoldError, OSError) as error:
+                if not failures:
+                    log.warning("usage not reported", error=str(error), behind=self.behind)
+                    self.untold_since = self._clock()
+                failures += 1
+                await asyncio.sleep(
+                    min(MAX_PAUSE_S, 0.1 * 2 ** min(failures, 10)) * (0.5 + self._random() / 2)
+                )
+
+    async def flush(self) -> None:
+        """Tell all that is on the disk. Raises `UntoldError`, `OSError`."""
+        for orphan in list(self._orphans):
+            await self._flush(orphan)
+            orphan.remove()
+            self._orphans.remove(orphan)
+        await self._flush(self._own)
+
+    async def _flush(self, spool: Spool) -> None:
+        while (mark := self._marks.get(spool.id)) is None or (told := spool.after(mark, BATCH)):
+            # The first time control is only asked how far it is.
+            batch = () if mark is None else tuple(told)
+            has = (await self._ledger.report(Report(spool.id, spool.oldest, batch))).mark
+            self._marks[spool.id] = has
+            spool.taken(has)
+
+
+class Sharing:
+    """Tells control what was asked of limited keys, once a second, and takes the shares."""
+
+    def __init__(self, ledger: Ledger, limits: KeyLimits, gateway: str, clock: Callable[[], float]) -> None:
+        self._ledger, self._limits, self._gateway, self._clock = ledger, limits, gateway, clock
+        self.open = False
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_S)
+            demand = self._limits.demand(self._gateway, self._clock())
+            if demand.requests or demand.tokens:
+                with contextlib.suppress(UntoldError):
+                    self._limits.shared(await self._ledger.demand(demand), self._clock())
+            else:
+                self._limits.rested(self._clock())
+            self.open = self._limits.unheard(self._clock())

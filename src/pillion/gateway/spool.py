@@ -1,0 +1,290 @@
+"""Usage on disk until control has it: one append-only log per gateway process, in segments.
+
+A record is `length, crc32, payload` (payload: msgpack). An admission opens a request under a number of this log; what is
+told closes it and has a sequence of its own. Sequences are given in the order of completion, so that what control
+has is one number. What was open when a process died is told as lost by the next that opens the log.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from pillion.core.usage import Told, Used
+
+SEGMENT_BYTES = 8 * 2**20
+MAX_RECORD = 2**20
+_FRAME = struct.Struct("<II")
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
+    """An admission: what would be told if the process died now, under `number`."""
+
+    number: int
+    lost: Used
+
+
+class Known(msgspec.Struct, frozen=True, array_like=True, tag="known"):
+    """Tokens of an open request, as last known."""
+
+    number: int
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    completion_tokens: int | None
+
+
+class Closed(msgspec.Struct, frozen=True, array_like=True, tag="closed"):
+    """`number` is 0 for what was never open."""
+
+    number: int
+    told: Told
+
+
+class Begun(msgspec.Struct, frozen=True, array_like=True, tag="begun"):
+    """The head of a segment: the sequence and the number that come next."""
+
+    seq: int
+    number: int
+
+
+Record = Opened | Known | Closed | Begun
+_decode = msgspec.msgpack.Decoder(Record).decode
+
+
+class SpoolBusyError(Exception):
+    """Another process has it."""
+
+
+class SpoolFullError(Exception):
+    """It holds as much as it may: control has not taken anything for long."""
+
+
+class _Segment:
+    """One file. `last`: the highest sequence told in it; `open`: how many requests that it opened are not closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self.last = 0
+        self.open = 0
+
+
+class Syncing:
+    """What is to be brought to the disk: `run` may block and belongs in a thread."""
+
+    def __init__(self, file: int, segment: _Segment) -> None:
+        self._file = os.dup(file)
+        self.segment, self.size = segment, segment.size
+
+    def run(self) -> None:
+        """Raises `OSError`."""
+        try:
+            os.fsync(self._file)
+        finally:
+            os.close(self._file)
+
+
+class Spool:
+    """One process's log. Raises `SpoolBusyError` where another process has it, `OSError`."""
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory = directory
+        self.id = directory.name
+        self._max_bytes = max_bytes
+        self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise SpoolBusyError(str(directory)) from error
+        self._segments: list[_Segment] = []
+        self._owners: dict[int, _Segment] = {}
+        self._seq = self._number = self._oldest = 1
+        self._file = -1
+        self._bytes = 0
+        self._synced: tuple[_Segment | None, int] = (None, 0)
+        self._read: tuple[_Segment | None, int, int] = (None, 0, 0)
+        self._recover()
+
+    @property
+    def last(self) -> int:
+        """The highest sequence told; 0 for none ever."""
+        return int(self._seq) - 1
+
+    @property
+    def oldest(self) -> int:
+        """The first sequence that is still here, or the next one."""
+        return self._oldest
+
+    def open(self, lost: Used) -> int:
+        """Puts down an admission; its number. Raises `SpoolFullError`, `OSError`."""
+        if self._bytes >= self._max_bytes:
+            raise SpoolFullError(f"{self.directory} holds {self._bytes} bytes that control has not taken")
+        number: int = self._number
+        self._append(Opened(number, lost))
+        self._number += 1
+        segment = self._segments[-1]
+        self._owners[number] = segment
+        segment.open += 1
+        return number
+
+    def known(self, number: int, prompt: int | None, cached: int | None, completion: int | None) -> None:
+        self._append(Known(number, prompt, cached, completion))
+
+    def tell(self, told: Told, number: int = 0) -> None:
+        """Puts down what is to be told, in the place of its sequence, and closes `number`."""
+        self._append(Closed(number, msgspec.structs.replace(told, seq=self._seq)))
+        self._told(number)
+
+    def syncing(self) -> Syncing:
+        return Syncing(self._file, self._segments[-1])
+
+    def synced(self, done: Syncing) -> None:
+        self._synced = (done.segment, done.size)
+
+    def after(self, seq: int, limit: int) -> list[Told]:
+        """At most `limit` of what was told after `seq` and is on the disk, in order. Blocking, but short."""
+        found: list[Told] = []
+        for segment in self._segments:
+            last = segment is self._segments[-1]
+            if segment.last <= seq and not last:
+                continue
+            until = segment.size if not last else self._synced[1] if segment is self._synced[0] else 0
+            at = self._read[1] if self._read[0] is segment and self._read[2] <= seq else 0
+            for record, end in _records(segment.path, until, at):
+                if isinstance(record, Closed) and record.told.seq > seq:
+                    found.append(record.told)
+                    self._read = (segment, end, record.told.seq)
+                    if len(found) >= limit:
+                        return found
+        return found
+
+    def taken(self, seq: int) -> None:
+        """Control has all up to `seq`: segments that only hold such go."""
+        while len(self._segments) > 1:
+            first = self._segments[0]
+            if first.open or first.last > seq:
+                return
+            first.path.unlink()
+            self._segments.pop(0)
+            self._bytes -= first.size
+            self._oldest = max(self._oldest, first.last + 1)
+
+    def close(self) -> None:
+        os.close(self._file)
+        os.close(self._lock)
+
+    def remove(self) -> None:
+        """For one whose every event is taken."""
+        for segment in self._segments:
+            segment.path.unlink(missing_ok=True)
+        self.close()
+        (self.directory / "lock").unlink(missing_ok=True)
+        self.directory.rmdir()
+
+    def _append(self, record: Record) -> None:
+        if self._segments[-1].size >= SEGMENT_BYTES:
+            self._rotate()
+        payload = msgspec.msgpack.encode(record)
+        data = _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
+        wrote = os.write(self._file, data)
+        if wrote != len(data):  # a full disk: what is half there must not stay
+            os.ftruncate(self._file, self._segments[-1].size)
+            raise OSError(f"{self.directory}: only {wrote} of {len(data)} bytes could be written")
+        self._segments[-1].size += len(data)
+        self._bytes += len(data)
+
+    def _told(self, number: int) -> None:
+        segment = self._segments[-1]
+        segment.last = self._seq
+        self._seq += 1
+        owner = self._owners.pop(number, None)
+        if owner is not None:
+            owner.open -= 1
+
+    def _rotate(self) -> None:
+        if self._file >= 0:
+            os.fsync(self._file)
+            os.close(self._file)
+        index = int(self._segments[-1].path.stem) + 1 if self._segments else 1
+        segment = _Segment(self.directory / f"{index:08}.log")
+        self._file = os.open(segment.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
+        self._segments.append(segment)
+        self._append(Begun(self._seq, self._number))
+
+    def _recover(self) -> None:
+        """Reads what is there, cuts off a torn end, and tells what was open as lost."""
+        lost: dict[int, Used] = {}
+        first: int | None = None
+        for path in sorted(self.directory.glob("*.log")):
+            segment = _Segment(path)
+            self._segments.append(segment)
+            for record, end in _records(path, path.stat().st_size):
+                segment.size = end
+                if isinstance(record, Begun):
+                    self._seq, self._number = max(self._seq, record.seq), max(self._number, record.number)
+                    first = record.seq if first is None else first
+                elif isinstance(record, Opened):
+                    lost[record.number] = record.lost
+                    self._owners[record.number] = segment
+                    segment.open += 1
+                    self._number = max(self._number, record.number + 1)
+                elif isinstance(record, Known) and record.number in lost:
+                    lost[record.number] = msgspec.structs.replace(
+                        lost[record.number],
+                        prompt_tokens=record.prompt_tokens,
+                        cached_tokens=record.cached_tokens,
+                        completion_tokens=record.completion_tokens,
+                    )
+                elif isinstance(record, Closed):
+                    lost.pop(record.number, None)
+                    segment.last = self._seq = record.told.seq
+                    self._seq += 1
+                    if (owner := self._owners.pop(record.number, None)) is not None:
+                        owner.open -= 1
+            os.truncate(path, segment.size)
+            self._bytes += segment.size
+        self._oldest = self._seq if first is None else first
+        self._rotate()
+        for number, used in lost.items():
+            self.tell(used, number)
+        done = self.syncing()
+        done.run()
+        self.synced(done)
+
+
+def own_and_orphans(root: Path, max_bytes: int) -> tuple[Spool, list[Spool]]:
+    """A log for this process, one that is there where nobody has it, and all others that nobody has. Raises `OSError`."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    free = []
+    for path in sorted(root.iterdir()):
+        try:
+            free.append(Spool(path, max_bytes))
+        except SpoolBusyError:
+            continue
+    if not free:
+        return Spool(root / f"spool_{secrets.token_hex(8)}", max_bytes), []
+    return free[0], free[1:]
+
+
+def _records(path: Path, until: int, at: int = 0) -> Iterator[tuple[Record, int]]:
+    """Each whole record from `at` to `until`, and where it ends. Stops at what is none."""
+    with path.open("rb") as file:
+        file.seek(at)
+        while at + _FRAME.size <= until:
+            size, crc = _FRAME.unpack(file.read(_FRAME.size))
+            if size > MAX_RECORD or at + _FRAME.size + size > until:
+                return
+            payload = file.read(size)
+            if zlib.crc32(payload) != crc:
+                return
+            at += _FRAME.size + size
+            yield _decode(payload), at

@@ -1,0 +1,160 @@
+"""The spool: what was told is there after any end of the process, in order, once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pillion.core.usage import LOST, Incident, Used
+from pillion.gateway import spool as module
+from pillion.gateway.spool import Spool, SpoolBusyError, SpoolFullError, own_and_orphans
+
+MAX = 2**20
+
+
+def used(name: str = "r", status: str = LOST, completion: int | None = None) -> Used:
+    return Used(
+        0, 1.0, "acc", "key", "adp", 1, "m:1", "m", 1, "r1", "local", name, 3, 0, completion, status, 1.0, 2.0, False
+    )  # fmt: skip
+
+
+def synced(spool: Spool) -> None:
+    syncing = spool.syncing()
+    syncing.run()
+    spool.synced(syncing)
+
+
+def names(spool: Spool, after: int = 0) -> list[tuple[int, str, str]]:
+    return [(t.seq, t.request_id, t.status) for t in spool.after(after, 10_000) if isinstance(t, Used)]
+
+
+def test_sequences_are_given_in_the_order_of_completion(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "s", MAX)
+    one, two = spool.open(used("one")), spool.open(used("two"))
+    spool.tell(used("two", "200"), two)
+    spool.tell(used("one", "200"), one)
+    assert names(spool) == []  # not on the disk yet
+    synced(spool)
+    assert names(spool) == [(1, "two", "200"), (2, "one", "200")]
+    assert names(spool, after=1) == [(2, "one", "200")]
+
+
+def test_what_was_open_is_told_as_lost_with_what_was_known(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "s", MAX)
+    number, done = spool.open(used("open")), spool.open(used("done"))
+    spool.known(number, 5, 0, 7)
+    spool.tell(used("done", "200"), done)
+    spool.close()
+    again = Spool(tmp_path / "s", MAX)
+    assert names(again) == [(1, "done", "200"), (2, "open", LOST)]
+    (lost,) = again.after(1, 10)
+    assert isinstance(lost, Used)
+    assert (lost.prompt_tokens, lost.completion_tokens) == (5, 7)
+    again.close()
+    assert names(Spool(tmp_path / "s", MAX)) == [(1, "done", "200"), (2, "open", LOST)]
+
+
+def test_incidents_have_their_place(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "s", MAX)
+    spool.tell(Incident(0, 1.0, "adapter_quarantined", "acc", "adp", "why"))
+    synced(spool)
+    assert spool.after(0, 10) == [Incident(1, 1.0, "adapter_quarantined", "acc", "adp", "why")]
+
+
+def test_segments_go_when_control_has_all_in_them_and_nothing_of_them_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 400)
+    spool = Spool(tmp_path / "s", MAX)
+    long = spool.open(used("long"))
+    for number in range(20):
+        spool.tell(used(f"r{number}", "200"), spool.open(used(f"r{number}")))
+    synced(spool)
+    files = len(list((tmp_path / "s").glob("*.log")))
+    assert files > 5
+    spool.taken(10)
+    assert len(list((tmp_path / "s").glob("*.log"))) == files  # `long` was opened in the first
+    spool.tell(used("long", "200"), long)
+    spool.taken(10)
+    assert len(list((tmp_path / "s").glob("*.log"))) < files
+    synced(spool)
+    assert [name for _, name, _ in names(spool, after=10)] == [*(f"r{n}" for n in range(10, 20)), "long"]
+    spool.close()
+    again = Spool(tmp_path / "s", MAX)
+    assert again.last == 21
+    assert again.oldest <= 11
+    assert [seq for seq, _, _ in names(again, after=10)] == list(range(11, 22))
+
+
+def test_a_full_spool_takes_no_admission_and_keeps_taking_ends(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "s", 500)
+    with pytest.raises(SpoolFullError):
+        [spool.open(used()) for _ in range(100)]
+    first = spool.last
+    for number in range(1, 4):
+        spool.tell(used("end", "200"), number)
+    synced(spool)
+    assert spool.last == first + 3
+
+
+def test_one_process_at_a_time_and_orphans_are_taken_over(tmp_path: Path) -> None:
+    first, none = own_and_orphans(tmp_path, MAX)
+    with pytest.raises(SpoolBusyError):
+        Spool(first.directory, MAX)
+    second, none_either = own_and_orphans(tmp_path, MAX)
+    assert none == none_either == []
+    assert second.id != first.id
+    second.open(used("was open"))
+    first.close()
+    second.close()
+    own, orphans = own_and_orphans(tmp_path, MAX)
+    assert {own.id, *(o.id for o in orphans)} == {first.id, second.id}
+    told = [name for spool in (own, *orphans) for _, name, _ in names(spool)]
+    assert told == ["was open"]
+    (orphan,) = orphans
+    orphan.remove()
+    assert [path.name for path in tmp_path.iterdir()] == [own.id]
+
+
+@given(st.lists(st.sampled_from(["open", "known", "close"]), max_size=40), st.integers(0, 10_000), st.data())
+def test_cut_off_anywhere_it_holds_a_beginning_of_what_was_told(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str], cut: int, data: st.DataObject
+) -> None:
+    """A crash of the machine leaves any beginning of the file: nothing is made up, and nothing is told twice."""
+    directory = tmp_path_factory.mktemp("spool") / "s"
+    spool = Spool(directory, MAX)
+    opened, told = list[int](), list[str]()
+    for step in steps:
+        if step == "open":
+            opened.append(spool.open(used(f"n{len(opened)}:{len(told)}")))
+        elif opened and step == "known":
+            spool.known(data.draw(st.sampled_from(opened)), 1, 0, 2)
+        elif opened:
+            number = opened.pop(data.draw(st.integers(0, len(opened) - 1)))
+            told.append(f"t{len(told)}")
+            spool.tell(used(told[-1], "200"), number)
+    spool.close()
+    (path,) = directory.glob("*.log")
+    os.truncate(path, min(cut, path.stat().st_size))
+    again = Spool(directory, MAX)
+    found = names(again)
+    assert [seq for seq, _, _ in found] == list(range(1, len(found) + 1))
+    ended = [name for _, name, status in found if status == "200"]
+    assert ended == told[: len(ended)]
+    if cut >= path.stat().st_size and len(list(directory.glob("*.log"))) == 1:
+        assert ended == told
+    again.close()
+
+
+def test_bytes_that_are_none_end_the_log(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "s", MAX)
+    spool.tell(used("kept", "200"), spool.open(used("kept")))
+    spool.close()
+    (path,) = (tmp_path / "s").glob("*.log")
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\x10\x00\x00\x00 nothing of ours")
+    assert names(Spool(tmp_path / "s", MAX)) == [(1, "kept", "200")]
