@@ -55,10 +55,13 @@ test-full: ## The same with the full counts
 bench-load: engine ## Hot load through Pillion against vLLM alone
 	@$(BIN)/python bench/hot_load.py
 
+bench-gateway: setup ## The gateway beside the routers and proxies one could put there instead
+	@$(BIN)/python bench/gateway/run.py
+
 lock: ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/python -m uv pip compile -q pyproject.toml --universal --all-extras --group dev --no-header --no-annotate -o requirements.lock
 
 clean: ## Remove what setup and tests made here
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup engine demo demo-stop check test-fast test test-full bench-load lock clean
+.PHONY: help setup engine demo demo-stop check test-fast test test-full bench-load bench-gateway lock clean

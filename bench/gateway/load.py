@@ -11,7 +11,8 @@ spread over `--ramp` seconds, each of `--events` events, again and again until `
 `--targets FILE` holds lines of `key<TAB>model` that requests take turns with; else `--key` and `--model`.
 `--watch PID` (more than once) adds the processor time those processes took while it measured.
 
-`busy` is the share of its processor that the generator itself took: from 0.9 on, it measured itself.
+`busy` is the share of its processor that the generator itself took: from 0.9 on, it measured itself. `upstream_busy`
+is the same of the process that `--upstream PID` names.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ MARK = b'"content":"word '
 DONE = b"data: [DONE]"
 
 
-def request(host: str, key: str, model: str, *, stream: str = "", events: int = 100) -> bytes:
+def request(host: str, key: str, model: str, *, stream: str = "") -> bytes:
     """A chat completion of 1 KB as an SDK would send it; `stream` is the prompt's orders to the mock."""
     prompt = stream + "y" * (880 - len(stream))
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": prompt}]}
-    body["max_tokens"] = events
+    body["max_tokens"] = 100
     if stream:
         body["stream"] = True
     text = json.dumps(body, separators=(",", ":")).encode()
@@ -80,8 +81,8 @@ def quantiles(values: list[float], unit: float = 1e6) -> dict[str, float]:
 class Window:
     """What is measured between `open` and `close`."""
 
-    def __init__(self, pids: list[int]) -> None:
-        self.pids = pids
+    def __init__(self, pids: list[int], upstream: list[int]) -> None:
+        self.pids, self.upstream = pids, upstream
         self.measuring = False
         self.stopped = False
         self.failed = 0
@@ -89,7 +90,8 @@ class Window:
         self.sampled: dict[str, float] = {}
 
     def open(self) -> None:
-        self.began, self.cpu, self.watched = time.perf_counter(), time.process_time(), processor_s(self.pids)
+        self.began, self.cpu = time.perf_counter(), time.process_time()
+        self.watched, self.upstream_cpu = processor_s(self.pids), processor_s(self.upstream)
         self.measuring = True
 
     def close(self) -> None:
@@ -99,6 +101,7 @@ class Window:
             "seconds": round(took, 3),
             "busy": round((time.process_time() - self.cpu) / took, 3),
             "cpu_s": round(processor_s(self.pids) - self.watched, 3),
+            "upstream_busy": round((processor_s(self.upstream) - self.upstream_cpu) / took, 3),
         }
 
     def fail(self, what: bytes | str) -> None:
@@ -265,7 +268,7 @@ class Load:
         self.options = options
         parts = urlsplit(options.url)
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
-        self.window = Window(options.watch)
+        self.window = Window(options.watch, options.upstream)
         self.targets = [(options.key, options.model)]
         if options.targets:
             lines = Path(options.targets).read_text().splitlines()
@@ -421,6 +424,7 @@ def main() -> None:
     parser.add_argument("--model", default="mock")
     parser.add_argument("--targets")
     parser.add_argument("--watch", type=int, action="append", default=[])
+    parser.add_argument("--upstream", type=int, action="append", default=[], help="the mock's process id")
     parser.add_argument("--core", type=int, help="the one processor to run on")
     options = parser.parse_args()
     if options.mode in ("requests", "stall") and not options.seconds:

@@ -2,8 +2,8 @@
 
     python bench/gateway/upstream.py --port 9101 [--core 0]
 
-Answers POST (any path) with a chat completion of about 1 KB, or, where the body has `"stream":true`, with a stream
-of `max_tokens` events. What a stream does stands in its prompt, which any proxy leaves alone: `[rate=50]` events per
+Answers POST (any path) with a chat completion of about 1 KB, or, where the body has `"stream":true`, with a stream.
+What a stream does stands in its prompt, which any proxy leaves alone: `[events=16]` to send, `[rate=50]` of them a
 second (0: as fast as the reader takes them) and `[id=17]`, its number in the statistics. The answer's `model` is the
 one asked for. Usage is told as vLLM would: `include_usage`, `continuous_usage_stats`.
 
@@ -28,7 +28,7 @@ import uvloop
 
 MODEL = re.compile(rb'"model"\s*:\s*"([^"]*)"')
 STREAM = re.compile(rb'"stream"\s*:\s*true')
-EVENTS = re.compile(rb'"max_tokens"\s*:\s*(\d+)')
+EVENTS = re.compile(rb"\[events=(\d+)\]")
 RATE = re.compile(rb"\[rate=(\d+)\]")
 ID = re.compile(rb"\[id=(\d+)\]")
 USAGE = re.compile(rb'"include_usage"\s*:\s*true')
