@@ -303,11 +303,8 @@ class Load:
         host = f"{self.host}:{self.port}"
         for key, model in itertools.cycle(self.targets):
             number = next(self.numbers)
-            yield (
-                number,
-                request(host, key, model, stream=f"[rate={rate}][id={number}]", events=events),
-                events,
-            )
+            orders = f"[events={events}][rate={rate}][id={number}]"
+            yield number, request(host, key, model, stream=orders), events
 
     async def open_streams(self, tally: Tally, again: bool, leave_after: int = 0) -> list[Reader]:
         options = self.options
@@ -395,11 +392,18 @@ class Load:
     async def run(self) -> None:
         gc.freeze()
         gc.disable()
+        asyncio.get_running_loop().set_exception_handler(_give_up)
         found = await getattr(self, self.options.mode)()
         window = self.window
         found |= {**window.sampled, "failed": window.failed, "failure": window.first_failure}
         print(json.dumps(found), flush=True)
         os._exit(0)  # connections are cut, not closed one by one
+
+
+def _give_up(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A generator with a fault of its own measures nothing."""
+    loop.default_exception_handler(context)
+    os._exit(1)
 
 
 def main() -> None:
