@@ -17,7 +17,7 @@ from .site import Site, adapter_file, ask, until
 def stream(site: Site, model: str, tokens: int, seen: threading.Event) -> None:
     """Takes a stream until it breaks."""
     body = {"model": model, "prompt": "hi", "max_tokens": tokens, "stream": True}
-    headers = {"authorization": f"Bearer {site.key}"}
+    headers = {"authorization": f"Bearer {site.admin}"}
     try:
         with httpx.stream(
             "POST", f"{site.url}/v1/completions", json=body, headers=headers, timeout=60
@@ -63,28 +63,28 @@ def test_what_was_used_is_told_by_adapter_and_base(own_site: Site, tmp_path: Pat
 def test_kills_of_gateway_control_and_both_lose_and_double_nothing(own_site: Site, tmp_path: Path) -> None:
     site = own_site
     with site.client() as client:
-        site.launch(client, options={"tokens_per_s": 20})
+        site.launch(client, "slow")
         sent = 0
         for part in ("gateway", "control", "gateway"):
             for _ in range(5):
-                until(lambda: ask(client, "tiny"), "an answer")
+                until(lambda: ask(client, "slow"), "an answer")
                 sent += 1
             seen = threading.Event()
-            endless = threading.Thread(target=stream, args=(site, "tiny", 400, seen))
+            endless = threading.Thread(target=stream, args=(site, "slow", 30_000, seen))
             endless.start()
             assert seen.wait(20)
             killed = one(site, part)
             killed.kill()
             if part == "control":
                 for _ in range(3):
-                    ask(client, "tiny")
+                    ask(client, "slow")
                     sent += 1
                 one(site, "gateway").kill()  # with what control has not heard of
             endless.join(60)
             sent += 1
             until(lambda: client.instances.list(), "the API again")
         found = events(client, sent)
-        until(lambda: ask(client, "tiny"), "an answer at the end")
+        until(lambda: ask(client, "slow"), "an answer at the end")
         found = events(client, sent + 1)
         assert len(found) == sent + 1
         assert len({event.request_id for event in found}) == sent + 1
