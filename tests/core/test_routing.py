@@ -99,7 +99,9 @@ def refusal(model: str, ref: str | None = None, account: str = ACME, routes: Rou
 )
 def test_resolves(model: str, ref: str | None, adapter: Adapter | None, where: list[str]) -> None:
     route = ROUTES.resolve(ACME, model, ref, NOW)
-    assert (route.adapter, replicas(route), route.echo) == (adapter, where, model)
+    assert (route.adapter, sorted(replicas(route)), route.echo) == (adapter, sorted(where), model)
+    tiers = [candidate.tier for candidate in route.candidates]
+    assert tiers == sorted(tiers)
     assert route.kind == ("base" if adapter is None else "adapter")
     for candidate in route.candidates:
         expected = adapter.engine_name if adapter else candidate.instance.served_model

@@ -138,7 +138,7 @@ def test_kinds(method: str, path: str, kind: str) -> None:
 
 def test_choice() -> None:
     now = [0.0]
-    balance = Balance(lambda: now[0], cooldown_s=5)
+    balance = Balance(lambda: now[0], out_s=5)
     own = make_instance(1, make_replica("a"), make_replica("b"))
     pool = make_instance(2, make_replica("p"), account=None)
     route = Routes(make_snapshot(own, pool)).resolve(ACME, BASE, None, 0.0)
@@ -150,9 +150,9 @@ def test_choice() -> None:
     first = choice()
     other = {"a": "b", "b": "a"}[first or ""]
     assert choice() == first
-    with balance.holding(first or ""):
+    with balance.holding(first or ""), balance.holding(first or ""):
         assert choice() == other
-        with balance.holding(other), balance.holding(other):
+        with balance.holding(other), balance.holding(other), balance.holding(other):
             assert choice() == first
     assert balance.in_flight(other) == 0
     balance.failed(first or "")
@@ -161,6 +161,9 @@ def test_choice() -> None:
     assert choice() == "p"
     now[0] = 5.0
     assert choice() == first
+    balance.failed(first or "")
+    now[0] = 14.0  # out for twice as long: it was the second failure in a row
+    assert choice() == other
     assert choice("a", "b") == "p"
     assert choice("a", "b", "p") is None
 

@@ -172,7 +172,7 @@ async def test_a_thousand_streams_at_once(town: Town) -> None:
     async with asyncio.timeout(60):
         for _ in range(count):
             await begun.acquire()
-        assert min(len(town.a.asked), len(town.b.asked)) > count * 0.4
+        assert min(len(town.a.asked), len(town.b.asked)) > count * 0.37
         go.set()
         answers = await asyncio.gather(*streams)
     assert all(answer.endswith(b"data: [DONE]\n\n") for answer in answers)

@@ -190,7 +190,11 @@ def usage(
         return
     groups: list[dict[str, Any]] = summary.get("data") or []
     titles = list(dict.fromkeys(title for group in groups for title in group))
-    output.print_rows(titles, [[output.plain("" if group.get(title) is None else group[title]) for title in titles] for group in groups])
+    rows = [
+        ["" if group.get(title) is None else output.plain(group[title]) for title in titles]
+        for group in groups
+    ]
+    output.print_rows(titles, rows)
 
 
 def _show_new(key: Key, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pillion.core import names
+from pillion.core.choice import rank
 from pillion.core.errors import (
     AdapterLoadingError,
     AdapterNotDeployedError,
@@ -39,7 +40,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request may go. `echo` is the client's own string; `candidates` is never empty."""
+    """Where a request may go. `echo` is the client's own string.
+
+    `candidates`, at least one: lower tiers first, then as ranked for this account and adapter.
+    """
 
     kind: Literal["base", "adapter"]
     account: str
@@ -225,7 +229,10 @@ class Routes:
         else:
             candidates = self._adapter_candidates(account, target.adapter, target.instance, now)
         kind: Literal["base", "adapter"] = "base" if target.adapter is None else "adapter"
-        return Route(kind, account, echo, target.base, target.adapter, candidates)
+        wanted = f"{account}/{target.base if target.adapter is None else target.adapter.id}"
+        ranked = rank(wanted, candidates, lambda candidate: candidate.replica.id)
+        tiers = tuple(sorted(ranked, key=lambda candidate: candidate.tier))
+        return Route(kind, account, echo, target.base, target.adapter, tiers)
 
     def _base_candidates(self, account: str, target: _Target, echo: str) -> tuple[Candidate, ...]:
         instances = self._visible(account, target.base) if target.instance is None else [target.instance]

@@ -2,50 +2,70 @@
 
 from __future__ import annotations
 
-import zlib
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+from pillion.core.choice import LOOKED_AT, pick
 from pillion.core.routing import Candidate, Route
+
+OUT_S = 5.0
+MAX_OUT_S = 60.0
+RETURN_S = 10.0
+
+
+@dataclass(slots=True)
+class _Health:
+    """Failures in a row; until when it is asked last; and from then on it comes back little by little."""
+
+    failures: int
+    out_until: float
 
 
 class Balance:
-    """Requests in flight and late failures per replica, as this gateway saw them.
+    """Requests in flight and failures per replica, as this gateway saw them.
 
-    `clock` gives seconds that only grow. A replica that failed is asked last for `cooldown_s`.
+    `clock` gives seconds that only grow, `random` numbers in [0, 1). A replica that failed is asked last for `out_s`, longer
+    with every failure in a row, and then gets a share of its part that grows to the whole within `RETURN_S`.
     """
 
-    def __init__(self, clock: Callable[[], float], cooldown_s: float = 5.0) -> None:
+    def __init__(
+        self, clock: Callable[[], float], random: Callable[[], float] = lambda: 0.0, out_s: float = OUT_S
+    ) -> None:
         self._clock = clock
-        self._cooldown_s = cooldown_s
-        self._in_flight: Counter[str] = Counter()
-        self._failed_at: dict[str, float] = {}
+        self._random = random
+        self._out_s = out_s
+        self._in_flight: dict[str, int] = {}
+        self._health: dict[str, _Health] = {}
 
     def choose(self, route: Route, excluded: Collection[str] = ()) -> Candidate | None:
         """The best candidate that is not excluded: one that did not fail of late, the account's own before a pool's,
-        the least busy; among equals always the same one for the same model, for its caches' sake.
+        and among those the first in the route's order that is not overloaded.
         """
-        left = [candidate for candidate in route.candidates if candidate.replica.id not in excluded]
+        left: Sequence[Candidate] = route.candidates
+        if excluded:
+            left = [candidate for candidate in left if candidate.replica.id not in excluded]
         if len(left) < 2:
             return left[0] if left else None
-        wanted = f"{route.account}/{route.adapter.id if route.adapter else route.base}/"
-
-        def cost(candidate: Candidate) -> tuple[bool, int, int, int]:
-            replica = candidate.replica.id
-            affinity = zlib.crc32(f"{wanted}{replica}".encode())
-            return self._failed_lately(replica), candidate.tier, self._in_flight[replica], affinity
-
-        return min(left, key=cost)
+        share: dict[str, float] = {}
+        if self._health:
+            left, share = self._healthy(left)
+        if left[0].tier != left[-1].tier:
+            left = [candidate for candidate in left if candidate.tier == left[0].tier]
+        if len(left) > LOOKED_AT:
+            left = self._some(left, route)
+        return left[pick([candidate.replica.id for candidate in left], self._in_flight, share)]
 
     def begin(self, replica: str) -> None:
-        """One request more in flight."""
-        self._in_flight[replica] += 1
+        """One more request in flight."""
+        self._in_flight[replica] = self._in_flight.get(replica, 0) + 1
 
     def end(self, replica: str) -> None:
         """One less."""
-        self._in_flight[replica] -= 1
-        if not self._in_flight[replica]:
+        left = self._in_flight[replica] - 1
+        if left:
+            self._in_flight[replica] = left
+        else:
             del self._in_flight[replica]
 
     @contextmanager
@@ -58,16 +78,41 @@ class Balance:
             self.end(replica)
 
     def in_flight(self, replica: str) -> int:
-        return self._in_flight[replica]
+        return self._in_flight.get(replica, 0)
 
     def failed(self, replica: str) -> None:
         now = self._clock()
-        self._failed_at = {r: at for r, at in self._failed_at.items() if now - at < self._cooldown_s}
-        self._failed_at[replica] = now
+        self._health = {r: h for r, h in self._health.items() if now < h.out_until + RETURN_S or r == replica}
+        health = self._health.setdefault(replica, _Health(0, 0.0))
+        if now >= health.out_until + RETURN_S:
+            health.failures = 0
+        health.failures += 1
+        health.out_until = now + min(self._out_s * 2.0 ** (health.failures - 1), MAX_OUT_S)
 
-    def _failed_lately(self, replica: str) -> bool:
-        at = self._failed_at.get(replica)
-        return at is not None and self._clock() - at < self._cooldown_s
+    def answered(self, replica: str) -> None:
+        """It works: the next failure is the first again."""
+        if self._health and (health := self._health.get(replica)) is not None:
+            health.failures = 0
+
+    def _healthy(self, candidates: Sequence[Candidate]) -> tuple[Sequence[Candidate], dict[str, float]]:
+        """Those that are not out, or all where all are; and the shares of those that come back."""
+        now = self._clock()
+        inside, share = [], {}
+        for candidate in candidates:
+            health = self._health.get(candidate.replica.id)
+            if health is None:
+                inside.append(candidate)
+            elif now >= health.out_until:
+                inside.append(candidate)
+                share[candidate.replica.id] = min(1.0, 0.1 + (now - health.out_until) / RETURN_S)
+        return inside or candidates, share
+
+    def _some(self, candidates: Sequence[Candidate], route: Route) -> Sequence[Candidate]:
+        """The first of an adapter's order. A base is warm everywhere: some that lie beside each other, from anywhere."""
+        if route.adapter is not None:
+            return candidates[:LOOKED_AT]
+        first = int(self._random() * len(candidates))
+        return [candidates[(first + step) % len(candidates)] for step in range(4)]
 
 
 class RetryBudget:

@@ -203,6 +203,7 @@ class InferenceExchange:
         origin = Origin(self._head.path, plan.echo, plan.scrub, self._wanted)
         try:
             self._reply = read_reply(status, fields, origin, self._in.limits.max_answer)
+            self._in.balance.answered(self._held or "")
         except NotResident:
             self._part()
             self._tries.absent(self._let_go())

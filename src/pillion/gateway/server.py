@@ -152,7 +152,7 @@ def _app(
     meter: Meter,
     rates: KeyLimits,
 ) -> Gateway:
-    balance = Balance(time.monotonic)
+    balance = Balance(time.monotonic, random.random)
     door = Doorkeeper(time.time)
     new_id = _request_ids()
     return Gateway(
