@@ -29,7 +29,9 @@ OTHERS = {
     "never_closed": "leave",
     "stalled_kib_each": "stall",
     "gap_p99_alone_ms": "stall",
+    "gap_p99_filling_ms": "stall",
     "gap_p99_beside_ms": "stall",
+    "fill_s": "stall",
 }
 
 

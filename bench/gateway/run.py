@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from measures import DIRECT, MEASURES, OWN, Bench, Numbers, answers
+from measures import DIRECT, MEASURES, Bench, Numbers, answers
 from report import Results
 from systems import HERE, REST_CORE, SYSTEMS, UPSTREAM_CORE, MissingError, Place, System, free_port
 
@@ -54,26 +54,26 @@ def main() -> None:
         results.forget(names, measures)
     results.machine = machine()
     with tempfile.TemporaryDirectory(prefix="pillion-bench-") as scratch:
-        run(options.rounds, names, measures, results, Path(scratch))
+        run(options.rounds, options.only, measures, results, Path(scratch))
     results.write(options.out)
     print(results.table())
 
 
-def run(rounds: int, names: list[str], measures: list[str], results: Results, scratch: Path) -> None:
+def run(rounds: int, asked: list[str] | None, measures: list[str], results: Results, scratch: Path) -> None:
     port = free_port()
     place = Place(f"http://127.0.0.1:{port}", scratch)
     try:
         mock = place.spawn([sys.executable, HERE / "upstream.py", "--port", str(port)], UPSTREAM_CORE)
         direct = System("direct", place.upstream, mock)
         wait_for(direct, place)
-        running = start(names, place, results)
+        running = start(asked or list(SYSTEMS), place, results)
         for number in range(1, rounds + 1):
             bench = Bench(place.upstream, mock.pid, {})
             for measure in measures:
                 if measure in DIRECT:
                     bench.direct[measure] = one(bench, direct, measure, number, results)
                 for system in running:
-                    if measure in wanted(system.name):
+                    if measure in wanted(system.name, asked):
                         system.signal(signal.SIGCONT)
                         try:
                             one(bench, system, measure, number, results)
@@ -83,11 +83,16 @@ def run(rounds: int, names: list[str], measures: list[str], results: Results, sc
         place.end()
 
 
-def wanted(name: str) -> Iterable[str]:
-    """Of the gateway with ten adapters only what says whether the many cost anything; of peers not all."""
+def wanted(name: str, asked: list[str] | None) -> Iterable[str]:
+    """Of the gateway with ten adapters only what says whether the many cost anything.
+
+    Readers that stall only of Pillion, unless it is asked for by name: a system without back-pressure takes gigabytes.
+    """
+    if asked:
+        return MEASURES
     if name == "pillion-ten":
         return ("rps",)
-    return MEASURES if name in ("pillion", "vllm-router") else [m for m in MEASURES if m not in OWN]
+    return MEASURES if name == "pillion" else [m for m in MEASURES if m != "stall"]
 
 
 def start(names: list[str], place: Place, results: Results) -> list[System]:

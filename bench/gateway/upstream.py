@@ -4,8 +4,8 @@
 
 Answers POST (any path) with a chat completion of about 1 KB, or, where the body has `"stream":true`, with a stream.
 What a stream does stands in its prompt, which any proxy leaves alone: `[events=16]` to send, `[rate=50]` of them a
-second (0: as fast as the reader takes them) and `[id=17]`, its number in the statistics. The answer's `model` is the
-one asked for. Usage is told as vLLM would: `include_usage`, `continuous_usage_stats`.
+second (0: events of 16 KB, as fast as the reader takes them) and `[id=17]`, its number in the statistics. The
+answer's `model` is the one asked for. Usage is told as vLLM would: `include_usage`, `continuous_usage_stats`.
 
 `GET /mock/stats` gives what it has counted since the last `POST /mock/reset`: connections, requests, streams that
 began and ended, and for each stream that was cut off its id and when (`time.monotonic`, which one machine shares).
@@ -41,7 +41,8 @@ STREAM_HEAD = (
     b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 LAST = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
-FLOOD = 128
+FLOOD = 8
+LARGE = 16 * 2**10
 COUNTED = {"prompt_tokens": 210, "total_tokens": 310, "completion_tokens": 100}
 
 
@@ -93,6 +94,8 @@ class Canned:
         self.event = event(model, delta, None)
         self.counted = event(model, delta, COUNTED)
         self.usage = event(model, [], COUNTED)
+        large = [{**delta[0], "delta": {"content": "word " * (LARGE // 5)}}]
+        self.large = event(model, large, COUNTED)
 
 
 class Stats:
@@ -198,6 +201,7 @@ class Server(asyncio.Protocol):
         self.step = 1 / per_second if per_second else 0.0
         if not per_second:
             self._small_buffer()
+            self.event = canned.large
         self.next = self.mock.loop.time()
         self.mock.stats.began += 1
         self.transport.write(STREAM_HEAD + self.event)
