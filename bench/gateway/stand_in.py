@@ -15,15 +15,19 @@ import random
 import time
 from pathlib import Path
 
+import msgspec
 import uvloop
 from aiohttp import web
 
 from pillion.core import keys, names, snapshot
 from pillion.core.snapshot import Adapter, Instance, Key, Model, Replica, Snapshot
+from pillion.core.usage import Demand, Mark, Report, Shares
 
 TOKEN = "bench-internal-token"
 BASE = "bench-base"
 PEPPER = b"bench-pepper"
+# Limits are on, and so high that nobody reaches them.
+UNREACHED = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12}
 PER_REPLICA = 100
 PER_INSTANCE = 10
 TOKEN_VARIABLE = "PILLION_INTERNAL_TOKEN"
@@ -35,7 +39,7 @@ def world(upstream: str, accounts: int, adapters: int, used: int) -> tuple[Snaps
     named = [f"acc_{number:06d}" for number in range(accounts)]
     minted = [keys.mint(chance.choice) for _ in named]
     held = {
-        key.lookup: Key(f"key_{number}", account, keys.digest(PEPPER, key.text), ("inference",))
+        key.lookup: Key(f"key_{number}", account, keys.digest(PEPPER, key.text), ("inference",), **UNREACHED)
         for number, (account, key) in enumerate(zip(named, minted, strict=True))
     }
     tunes = [_adapter(number, named[(number - 1) % accounts], used) for number in range(1, adapters + 1)]
@@ -104,8 +108,27 @@ def app(data: bytes, version: int) -> web.Application:
         await asyncio.sleep(float(request.query.get("wait", "0")))
         return web.Response(status=204)
 
+    marks: dict[str, int] = {}
+
+    async def usage(request: web.Request) -> web.Response:
+        report = msgspec.msgpack.decode(await request.read(), type=Report)
+        mark = max([marks.get(report.spool, 0), *(told.seq for told in report.told)])
+        marks[report.spool] = mark
+        return web.Response(body=msgspec.msgpack.encode(Mark(mark)), content_type="application/msgpack")
+
+    async def limits(request: web.Request) -> web.Response:
+        demand = msgspec.msgpack.decode(await request.read(), type=Demand)
+        shares = Shares(dict.fromkeys(demand.requests, 1.0), dict.fromkeys(demand.tokens, 1.0))
+        return web.Response(body=msgspec.msgpack.encode(shares), content_type="application/msgpack")
+
+    async def taken(_: web.Request) -> web.Response:
+        return web.json_response(marks)
+
     made = web.Application(client_max_size=2**28)
     made.router.add_get("/internal/v1/snapshot", poll)
+    made.router.add_post("/internal/v1/usage", usage)
+    made.router.add_post("/internal/v1/limits", limits)
+    made.router.add_get("/bench/taken", taken)
     return made
 
 
