@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -158,3 +159,22 @@ def test_bytes_that_are_none_end_the_log(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole + b"\x10\x00\x00\x00 nothing of ours")
     assert names(Spool(tmp_path / "s", MAX)) == [(1, "kept", "200")]
+
+
+def test_a_log_that_was_removed_never_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sequences would begin at 1 under a name of which control has more: what it tells would be thrown away."""
+    removed, kept = Spool(tmp_path / "a", MAX), Spool(tmp_path / "b", MAX)
+    kept.close()
+    locking = fcntl.flock
+
+    def removed_meanwhile(descriptor: int, how: int) -> None:
+        if (tmp_path / "a").exists():
+            removed.remove()
+        locking(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    own, orphans = own_and_orphans(tmp_path, MAX)
+    assert (own.id, orphans) == ("b", [])
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    with pytest.raises(SpoolBusyError):
+        Spool(tmp_path / "a", MAX, make=False)

@@ -33,6 +33,7 @@ class Limits:
 class GatewayConfig:
     """`control_url` is control's public API, `internal_url` its internal listener, which gives the snapshot.
 
+    `spool_dir`: where usage waits for control, shared by all workers of a gateway; `spool` in `state_dir` if not given.
     `snapshot_max_age_s`: how long after control's last word the kept snapshot still routes.
     `media_urls`: whether requests may name media by URL (engines would fetch them). `allowed_extras`: names of
     engine-specific request fields that are passed on top of those that `body` allows.
@@ -48,3 +49,4 @@ class GatewayConfig:
     media_urls: bool = False
     allowed_extras: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
+    spool_dir: Path | None = None

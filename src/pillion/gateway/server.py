@@ -122,7 +122,7 @@ async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, Pool]]
         await feed.start()
         ledger = ControlLedger(session, config.internal_url, config.internal_token)
         spool, orphans = await asyncio.to_thread(
-            own_and_orphans, config.state_dir / "spool", config.limits.spool_bytes
+            own_and_orphans, config.spool_dir or config.state_dir / "spool", config.limits.spool_bytes
         )
         reports = Reports(ledger, spool, orphans, time.time, random.random)
         meter = Meter(spool, time.time, reports.told)

@@ -92,19 +92,17 @@ class Syncing:
 
 
 class Spool:
-    """One process's log. Raises `SpoolBusyError` where another process has it, `OSError`."""
+    """One process's log. Raises `SpoolBusyError` where another process has it or has just removed it, `OSError`.
 
-    def __init__(self, directory: Path, max_bytes: int) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    Without `make` only a log that is there is opened: one that was emptied and removed must never begin anew, because
+    control would take what it tells then for what it has already.
+    """
+
+    def __init__(self, directory: Path, max_bytes: int, *, make: bool = True) -> None:
         self.directory = directory
         self.id = directory.name
         self._max_bytes = max_bytes
-        self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise SpoolBusyError(str(directory)) from error
+        self._lock = _locked(directory, make)
         self._segments: list[_Segment] = []
         self._owners: dict[int, _Segment] = {}
         self._seq = self._number = self._oldest = 1
@@ -186,9 +184,9 @@ class Spool:
         """For one whose every event is taken."""
         for segment in self._segments:
             segment.path.unlink(missing_ok=True)
-        self.close()
         (self.directory / "lock").unlink(missing_ok=True)
         self.directory.rmdir()
+        self.close()
 
     def _append(self, record: Record) -> None:
         if self._segments[-1].size >= SEGMENT_BYTES:
@@ -267,12 +265,32 @@ def own_and_orphans(root: Path, max_bytes: int) -> tuple[Spool, list[Spool]]:
     free = []
     for path in sorted(root.iterdir()):
         try:
-            free.append(Spool(path, max_bytes))
+            free.append(Spool(path, max_bytes, make=False))
         except SpoolBusyError:
             continue
     if not free:
         return Spool(root / f"spool_{secrets.token_hex(8)}", max_bytes), []
     return free[0], free[1:]
+
+
+def _locked(directory: Path, make: bool) -> int:
+    """The descriptor that holds the log's lock. Raises `SpoolBusyError`, `OSError`."""
+    path = directory / "lock"
+    if make:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        lock = os.open(path, os.O_RDWR | (os.O_CREAT if make else 0), 0o600)
+    except FileNotFoundError as error:
+        raise SpoolBusyError(str(directory)) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever had it may have removed it between the two.
+        if os.fstat(lock).st_nlink == 0:
+            raise FileNotFoundError(path)
+    except OSError as error:
+        os.close(lock)
+        raise SpoolBusyError(str(directory)) from error
+    return lock
 
 
 def _records(path: Path, until: int, at: int = 0) -> Iterator[tuple[Record, int]]:
