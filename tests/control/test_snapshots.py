@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from pillion.control.snapshots import GATEWAY_FORGOTTEN_S, Gateways, Publisher
+from pillion.control.snapshots import GATEWAY_FORGOTTEN_S, KEPT_DELTAS, Gateways, Publisher
 from pillion.core import snapshot as wire
 
 
@@ -54,6 +54,31 @@ class TestPublisher:
             data = await waiting
         assert data is not None
         assert wire.decode(data).version == newer
+
+    async def test_a_gateway_of_this_control_gets_what_changed_and_any_other_all_of_it(self) -> None:
+        publisher = Publisher(b"pepper", Clock(), "mine")
+        first = publisher.publish(*content())
+        second = publisher.publish(*content("other"))
+        third = publisher.publish(*content("third"))
+        for version, following in ((first, second), (second, third)):
+            data = await publisher.after(version, 0, "mine")
+            assert data is not None
+            delta = wire.decode_news(data)
+            assert isinstance(delta, wire.Delta)
+            assert (delta.since, delta.version) == (version, following)
+        for version, epoch in ((first, "another's"), (first, None), (first - 1, "mine"), (0, "")):
+            data = await publisher.after(version, 0, epoch)
+            assert data is not None
+            assert wire.decode(data).version == third
+
+    async def test_old_deltas_are_dropped(self) -> None:
+        publisher = Publisher(b"pepper", Clock(), "mine")
+        first = publisher.publish(*content())
+        for number in range(KEPT_DELTAS + 1):
+            publisher.publish(*content(str(number)))
+        data = await publisher.after(first, 0, "mine")
+        assert data is not None
+        assert wire.decode(data).version == publisher.version
 
     async def test_before_the_first_there_is_none(self) -> None:
         assert await Publisher(b"pepper", Clock()).after(0, 0.01) is None

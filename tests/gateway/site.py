@@ -107,6 +107,7 @@ class Control:
     polls: int = 0
     url: str = ""
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    given: dict[int, Snapshot] = field(default_factory=dict)
 
     async def publish(self, snapshot: Snapshot) -> None:
         """Gives out the snapshot and waits until the gateway has acknowledged it."""
@@ -132,7 +133,10 @@ class Control:
             self.changed.notify_all()
             await self.changed.wait_for(lambda: self.snapshot is not None and self.snapshot.version > after)
             assert self.snapshot is not None
-            return web.Response(body=wire.encode(self.snapshot), content_type="application/msgpack")
+            before = self.given.get(after)
+            delta = None if before is None else wire.difference(before, self.snapshot)
+            self.given[self.snapshot.version] = self.snapshot
+            return web.Response(body=wire.encode(delta or self.snapshot), content_type="application/msgpack")
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import stat
 from pathlib import Path
@@ -17,7 +18,7 @@ from pillion.gateway.kept import KeptSnapshot, gateway_id
 from pillion.gateway.knowledge import Knowledge
 from tests.gateway.conftest import Town
 from tests.gateway.site import Control, fleet, free_url, listening, site
-from tests.gateway.world import BASE, make_adapter, make_instance, make_key, make_replica, make_snapshot
+from tests.gateway.world import ACME, BASE, make_adapter, make_instance, make_key, make_replica, make_snapshot
 
 
 async def test_revoked_key_is_refused_once_acknowledged(town: Town) -> None:
@@ -85,7 +86,7 @@ class Script:
         self.answers = list(answers)
         self.asked: list[int] = []
 
-    async def poll(self, after: int) -> bytes | None:
+    async def poll(self, after: int, epoch: str) -> bytes | None:
         self.asked.append(after)
         return self.answers.pop(0)
 
@@ -133,6 +134,48 @@ async def test_what_is_kept_is_private_and_knows_its_age(tmp_path: Path) -> None
     again, knowledge = feed_of(tmp_path, Script(), now)
     await again.start()
     assert (knowledge.version, knowledge.age) == (7, 10)
+
+
+async def test_deltas_are_applied_kept_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [
+        make_snapshot(*[make_adapter(n) for n in range(2, row + 1)], version=row) for row in range(1, 8)
+    ]
+    news = [wire.encode(states[0])]
+    for before, after in itertools.pairwise(states):
+        delta = wire.difference(before, after)
+        assert delta is not None
+        news.append(wire.encode(delta))
+    now = [1_000.0]
+    feed, knowledge = feed_of(tmp_path, Script(*news), now)
+    for state in states:
+        if state.version == 6:
+            monkeypatch.setattr("pillion.gateway.kept.COMPACT_BYTES", 0)
+        assert await feed.step()
+        assert knowledge.version == state.version
+        again, found = feed_of(tmp_path, Script(), now)
+        await again.start()
+        assert found.version == state.version
+        assert found.routes().list_models(ACME, 0.0) == knowledge.routes().list_models(ACME, 0.0)
+    path = tmp_path / "snapshot.deltas"
+    assert not path.exists() or stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_a_torn_delta_ends_what_is_kept(tmp_path: Path) -> None:
+    first, second = make_snapshot(version=1), make_snapshot(make_adapter(2), version=2)
+    delta = wire.difference(first, second)
+    assert delta is not None
+    feed, _ = feed_of(tmp_path, Script(wire.encode(first), wire.encode(delta)), [1.0])
+    await feed.step()
+    await feed.step()
+    path = tmp_path / "snapshot.deltas"
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        again, found = feed_of(tmp_path, Script(), [1.0])
+        await again.start()
+        assert found.version == 1
 
 
 async def test_a_clock_set_back_makes_nothing_younger(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def build(control: Control, token: str) -> Starlette:
 
 
 async def _snapshot(control: Control, request: Request) -> Response:
-    """`?gateway=<id>&after=<version>&wait=<s>`: the newest snapshot (msgpack), or 204 where there is none newer.
+    """`?gateway=<id>&after=<version>&epoch=<epoch>&wait=<s>`: what comes next (msgpack: a delta to that version of that
+    epoch, or a snapshot), or 204 where there is nothing newer.
 
     Asking for what comes after a version says that the gateway has applied it.
     """
@@ -44,7 +45,7 @@ async def _snapshot(control: Control, request: Request) -> Response:
     except ValueError:
         return Response(status_code=400)
     control.gateways.heard(request.query_params.get("gateway", "?")[:80], after)
-    data = await control.publisher.after(after, wait)
+    data = await control.publisher.after(after, wait, request.query_params.get("epoch"))
     if data is None:
         return Response(status_code=204)
     return Response(data, media_type="application/msgpack")

@@ -12,6 +12,7 @@ from pillion.control.changes import Changes
 from pillion.core import snapshot as wire
 
 ACKNOWLEDGE_S = 2.0
+KEPT_DELTAS = 200
 GATEWAY_FORGOTTEN_S = 45.0  # longer than a long poll, in which nothing is heard, may take
 
 
@@ -57,15 +58,19 @@ class Gateways:
 
 
 class Publisher:
-    """The latest snapshot. Equal content keeps its version; versions grow over restarts too, being milliseconds."""
+    """The latest snapshot, and how it came to be from the ones before. Equal content keeps its version; versions grow
+    over restarts too, being milliseconds.
+    """
 
-    def __init__(self, pepper: bytes, clock: Callable[[], float]) -> None:
+    def __init__(self, pepper: bytes, clock: Callable[[], float], epoch: str = "") -> None:
         self._pepper = pepper
+        self._epoch = epoch
         self._clock = clock
         self._published = Changes()
         self._closed = False
         self._latest: wire.Snapshot | None = None
-        self._encoded = b""
+        self._encoded: bytes | None = None
+        self._deltas: dict[int, bytes] = {}
 
     @property
     def version(self) -> int:
@@ -89,13 +94,16 @@ class Publisher:
             return last.version
         now = self._clock()
         version = max(self.version + 1, int(now * 1000))
-        self._latest = wire.Snapshot(version, now, self._pepper, keys, models, adapters, instances)
-        self._encoded = wire.encode(self._latest)
-        self._published.notify()
+        self._publish(
+            wire.Snapshot(version, now, self._pepper, keys, models, adapters, instances, self._epoch)
+        )
         return version
 
-    async def after(self, version: int, wait: float) -> bytes | None:
-        """The snapshot, encoded, once it is newer than `version`; None where it is not within `wait` seconds."""
+    async def after(self, version: int, wait: float, epoch: str | None = None) -> bytes | None:
+        """What a gateway at `version` needs next, encoded: a delta, or the newest snapshot where it is too far behind.
+
+        `epoch` is of the gateway's snapshot. None where there is nothing newer within `wait` seconds.
+        """
         deadline = asyncio.get_running_loop().time() + wait
         self._overtake(version)
         while self.version <= version and not self._closed:
@@ -104,7 +112,9 @@ class Publisher:
             if left <= 0:
                 return None
             await self._published.wait(seen, left)
-        return None if self._closed else self._encoded
+        if self._closed:
+            return None
+        return (self._deltas.get(version) if epoch == self._epoch else None) or self._whole()
 
     def close(self) -> None:
         """Let those who wait go: nothing more is published."""
@@ -114,6 +124,21 @@ class Publisher:
     def _overtake(self, version: int) -> None:
         """A gateway may have a version of a control whose clock was ahead of ours: what is newest must count as newer."""
         if self._latest is not None and version > self._latest.version:
-            self._latest = msgspec.structs.replace(self._latest, version=version + 1)
+            self._publish(msgspec.structs.replace(self._latest, version=version + 1))
+
+    def _publish(self, snapshot: wire.Snapshot) -> None:
+        last, self._latest, self._encoded = self._latest, snapshot, None
+        delta = None if last is None else wire.difference(last, snapshot)
+        if last is None or delta is None:
+            self._deltas.clear()
+        else:
+            self._deltas[last.version] = wire.encode(delta)
+            while len(self._deltas) > KEPT_DELTAS:
+                del self._deltas[next(iter(self._deltas))]
+        self._published.notify()
+
+    def _whole(self) -> bytes:
+        if self._encoded is None:
+            assert self._latest is not None
             self._encoded = wire.encode(self._latest)
-            self._published.notify()
+        return self._encoded

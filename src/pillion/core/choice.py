@@ -4,6 +4,10 @@ Every replica has a place in the order of each affinity (an account's adapter, o
 a replica that comes or goes moves nobody else's. The first that is not loaded beyond `BOUND` times the mean is taken, so
 that an adapter stays where its caches are warm and none is overloaded for it. Mirrokni, Thorup and Zadimoghaddam,
 "Consistent Hashing with Bounded Loads", 2018; Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996.
+
+Load is two things: requests in flight, which tell of a replica that is slow now, and those of the last half-minute or so,
+which tell of one that too much was placed on. A load of an adapter costs time and pushes another out, so it is not done for
+the noise of the former: an adapter is loaded elsewhere only where its replicas are over the bound of the latter, or crowded.
 """
 
 from __future__ import annotations
@@ -11,11 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from math import ceil
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 BOUND = 1.25
 # Beyond so many replicas a request looks at a few: the best of several at random is nearly the best of all.
 LOOKED_AT = 16
+# So many recent requests beyond its part a replica may have: with little traffic there is nothing to balance.
+SLACK = 8
+# A replica is crowded, so that adapters are loaded elsewhere for it, at so many requests in flight and twice the mean.
+CROWD = 8
 
 
 T = TypeVar("T")
@@ -31,20 +39,47 @@ def rank(affinity: str, items: Sequence[T], replica: Callable[[T], str]) -> tupl
     return tuple(sorted(items, key=place))
 
 
-def pick(
-    replicas: Sequence[str], load: Mapping[str, int], share: Mapping[str, float], bound: float = BOUND
-) -> int:
-    """The index of the replica to ask, of those in rank order, at least one.
+class Load(NamedTuple):
+    """What a gateway knows of its replicas, none where one is absent.
 
-    `load`: requests in flight, none where absent. `share`: how much of its part a replica gets, in (0, 1], 1 where absent:
-    less for one that has just come back.
+    `in_flight`: requests. `recent`: requests begun, those longer ago counting less, one of now counting `one`.
+    `share`: how much of its part a replica gets, in (0, 1], 1 where absent: less for one that has just come back.
     """
-    if len(replicas) == 1:
+
+    in_flight: Mapping[str, int]
+    recent: Mapping[str, float]
+    one: float
+    share: Mapping[str, float]
+
+
+def pick(replicas: Sequence[str], warm: int, load: Load) -> int:
+    """The index of the replica to ask, of at least one. The first `warm` of them have what is asked for, the others would
+    have to load it first; both in rank order.
+
+    The first warm one within its part of the load; or the least busy warm one that is neither overloaded nor crowded; or
+    the first other whose load is not above the mean, where the adapter would be warm next.
+    """
+    count = len(replicas)
+    if count == 1:
         return 0
-    loads = [load.get(replica, 0) for replica in replicas]
-    whole = sum(share.get(replica, 1.0) for replica in replicas) if share else len(loads)
-    part = bound * (sum(loads) + 1) / whole
-    for index, replica in enumerate(replicas):
-        if loads[index] < ceil(part * share.get(replica, 1.0)):
+    shares = [load.share.get(replica, 1.0) for replica in replicas] if load.share else [1.0] * count
+    whole = sum(shares)
+    busy = [load.in_flight.get(replica, 0) for replica in replicas]
+    recent = [load.recent.get(replica, 0.0) for replica in replicas]
+    mean_busy, mean_recent = (sum(busy) + 1) / whole, (sum(recent) + load.one) / whole
+    most = BOUND * mean_busy
+    free = BOUND * mean_recent + SLACK * load.one
+    for index in range(warm):
+        share = shares[index]
+        if busy[index] < ceil(most * share) and recent[index] < free * share:
             return index
-    return min(range(len(loads)), key=loads.__getitem__)
+    crowd = max(CROWD, 2.0 * mean_busy)
+    calm = [index for index in range(count) if busy[index] < crowd * shares[index]]
+    near = [index for index in calm if index < warm and (warm == count or recent[index] < free * shares[index])]
+    if near:
+        return min(near, key=busy.__getitem__)
+    even = mean_recent + SLACK * load.one
+    for index in calm:
+        if index >= warm and recent[index] < even * shares[index]:
+            return index
+    return min(range(count), key=busy.__getitem__)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pillion.core import names
@@ -23,7 +24,7 @@ from pillion.core.errors import (
     UnavailableError,
     model_not_found,
 )
-from pillion.core.snapshot import Adapter, Instance, Key, Model, Replica, Snapshot
+from pillion.core.snapshot import Adapter, Delta, Instance, Key, Model, Replica, Snapshot
 
 ADAPTER_HEADER = "x-pillion-adapter-id"
 MAX_MODEL_LENGTH = 200
@@ -79,7 +80,7 @@ class _Owned:
     by_name: dict[str, list[Adapter]] = field(default_factory=lambda: defaultdict(list))
     by_label: dict[str, list[Adapter]] = field(default_factory=lambda: defaultdict(list))
     models: dict[str, Model] = field(default_factory=dict)
-    instances: dict[str, list[Instance]] = field(default_factory=lambda: defaultdict(list))
+    instances: dict[str, list[Instance]] = field(default_factory=dict)
 
     def add(self, adapter: Adapter) -> None:
         self.by_id[adapter.id] = adapter
@@ -90,23 +91,76 @@ class _Owned:
 
 
 class Routes:
-    """The index. Building it is linear in the snapshot; a look-up is not."""
+    """The index. Building it is linear in the snapshot; a look-up is not. It never changes: `patched` makes another."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.version = snapshot.version
         self.made_at = snapshot.made_at
         self.pepper = snapshot.pepper
+        self.epoch = snapshot.epoch
         self._keys = snapshot.keys
+        self._models = snapshot.models
         self._instances = {instance.id: instance for instance in snapshot.instances}
         owned: dict[str | None, _Owned] = defaultdict(_Owned)
         for adapter in snapshot.adapters:
             owned[adapter.account].add(adapter)
-        for model in snapshot.models:
-            owned[model.account].models[model.name] = model
-        for instance in snapshot.instances:
-            owned[instance.account].instances[instance.model].append(instance)
-        self._owned = dict(owned)
+        self._owned: dict[str | None, _Owned] = dict(owned)
         self._nothing = _Owned()
+        self._shelve()
+
+    def patched(self, delta: Delta) -> Routes:
+        """These with a change. Costs what changed, and a copy of the tables by account and by key.
+
+        Raises `ValueError` where `delta` is from another version.
+        """
+        if delta.since != self.version:
+            raise ValueError(f"a delta from version {delta.since} does not fit version {self.version}")
+        made = copy(self)
+        made.version, made.made_at = delta.version, delta.made_at
+        if delta.keys:
+            keys = {**self._keys, **delta.keys}
+            made._keys = {lookup: key for lookup, key in keys.items() if key is not None}
+        if delta.adapters or delta.gone_adapters:
+            made._change(delta)
+        if delta.models is not None or delta.instances or delta.gone_instances:
+            made._models = self._models if delta.models is None else delta.models
+            made._instances = {**self._instances, **{i.id: i for i in delta.instances}}
+            for gone in delta.gone_instances:
+                made._instances.pop(gone, None)
+            made._shelve()
+        return made
+
+    def _change(self, delta: Delta) -> None:
+        """Adapters that are new, other or gone: the accounts they are or were of are indexed anew."""
+        moved: dict[str, dict[int, Adapter | None]] = defaultdict(dict)
+        for account, row_id in delta.gone_adapters:
+            moved[account][row_id] = None
+        for adapter in delta.adapters:
+            moved[adapter.account][adapter.row_id] = adapter
+        self._owned = dict(self._owned)
+        for account, rows in moved.items():
+            owned = self._owned.get(account, self._nothing)
+            anew = _Owned(models=owned.models, instances=owned.instances)
+            for now in {**owned.by_row, **rows}.values():
+                if now is not None:
+                    anew.add(now)
+            self._owned[account] = anew
+
+    def _shelve(self) -> None:
+        """Puts models and instances with their owners. What others of these share is replaced, never written to."""
+        models: dict[str | None, dict[str, Model]] = defaultdict(dict)
+        instances: dict[str | None, dict[str, list[Instance]]] = defaultdict(lambda: defaultdict(list))
+        for model in self._models:
+            models[model.account][model.name] = model
+        for _, instance in sorted(self._instances.items()):
+            instances[instance.account][instance.model].append(instance)
+        before = {account for account, owned in self._owned.items() if owned.models or owned.instances}
+        self._owned = dict(self._owned)
+        for account in before | models.keys() | instances.keys():
+            owned = self._owned.get(account, self._nothing)
+            self._owned[account] = replace(
+                owned, models=models.get(account, {}), instances=instances.get(account, {})
+            )
 
     def key(self, lookup: str) -> Key | None:
         return self._keys.get(lookup)
@@ -136,7 +190,7 @@ class Routes:
                 created = min(instance.created_at for instance in instances)
                 entries.append(_entry(name, created, self._model_owner(account, name)))
                 entries += [_entry(f"{name}:{i.id}", i.created_at, i.account) for i in instances]
-        for adapter in self._of(account).by_row.values():
+        for _, adapter in sorted(self._of(account).by_row.items()):
             if self._servable(account, adapter, now):
                 forms = [f"{label}:{adapter.row_id}" for label in adapter.labels[:1]]
                 forms.append(f"{adapter.base}:{adapter.name}")

@@ -74,10 +74,11 @@ class Instance(msgspec.Struct, frozen=True):
     created_at: float = 0.0
 
 
-class Snapshot(msgspec.Struct, frozen=True):
+class Snapshot(msgspec.Struct, frozen=True, tag="snapshot"):
     """All that routing needs. `version` only grows, also over restarts of control. `pepper` is for `core.keys`.
 
-    `keys` goes from a key's lookup id (`core.keys.Key.lookup`) to the key.
+    `keys` goes from a key's lookup id (`core.keys.Key.lookup`) to the key. `epoch` names who made it: deltas are only to
+    snapshots of the same.
     """
 
     version: int
@@ -87,12 +88,80 @@ class Snapshot(msgspec.Struct, frozen=True):
     models: tuple[Model, ...]
     adapters: tuple[Adapter, ...]
     instances: tuple[Instance, ...]
+    epoch: str = ""
 
 
-def encode(snapshot: Snapshot) -> bytes:
-    return msgspec.msgpack.encode(snapshot)
+class Delta(msgspec.Struct, frozen=True, tag="delta"):
+    """What makes the snapshot of version `since` that of `version`. What is new or other is whole, what is gone is named:
+    keys by None, adapters by account and row id. `models` is None where nothing about them changed.
+    """
+
+    since: int
+    version: int
+    made_at: float
+    keys: dict[str, Key | None]
+    models: tuple[Model, ...] | None
+    adapters: tuple[Adapter, ...]
+    gone_adapters: tuple[tuple[str, int], ...]
+    instances: tuple[Instance, ...]
+    gone_instances: tuple[int, ...]
+
+
+def encode(news: Snapshot | Delta) -> bytes:
+    return msgspec.msgpack.encode(news)
 
 
 def decode(data: bytes) -> Snapshot:
-    """Raises `msgspec.DecodeError` or `msgspec.ValidationError`."""
+    """Raises `msgspec.DecodeError` or `msgspec.ValidationError`, also for a delta."""
     return msgspec.msgpack.decode(data, type=Snapshot)
+
+
+def decode_news(data: bytes) -> Snapshot | Delta:
+    """Raises `msgspec.DecodeError` or `msgspec.ValidationError`."""
+    return msgspec.msgpack.decode(data, type=Snapshot | Delta)
+
+
+def difference(before: Snapshot, after: Snapshot) -> Delta | None:
+    """What `patched` makes `after` of; None where only a whole snapshot does: the pepper is another."""
+    if before.pepper != after.pepper:
+        return None
+    adapters = {_place(adapter): adapter for adapter in before.adapters}
+    instances = {instance.id: instance for instance in before.instances}
+    keys: dict[str, Key | None] = {
+        lookup: key for lookup, key in after.keys.items() if before.keys.get(lookup) != key
+    }
+    keys |= dict.fromkeys(before.keys.keys() - after.keys.keys())
+    return Delta(
+        since=before.version,
+        version=after.version,
+        made_at=after.made_at,
+        keys=keys,
+        models=None if before.models == after.models else after.models,
+        adapters=tuple(a for a in after.adapters if adapters.pop(_place(a), None) != a),
+        gone_adapters=tuple(adapters),
+        instances=tuple(i for i in after.instances if instances.pop(i.id, None) != i),
+        gone_instances=tuple(instances),
+    )
+
+
+def patched(snapshot: Snapshot, delta: Delta) -> Snapshot:
+    """The snapshot that `delta` is to, from the one that it is from. Raises `ValueError` for another."""
+    if delta.since != snapshot.version:
+        raise ValueError(f"a delta from version {delta.since} does not fit version {snapshot.version}")
+    keys = {**snapshot.keys, **delta.keys}
+    adapters = {_place(a): a for a in snapshot.adapters} | {_place(a): a for a in delta.adapters}
+    instances = {i.id: i for i in snapshot.instances} | {i.id: i for i in delta.instances}
+    return Snapshot(
+        version=delta.version,
+        made_at=delta.made_at,
+        pepper=snapshot.pepper,
+        keys={lookup: key for lookup, key in keys.items() if key is not None},
+        models=snapshot.models if delta.models is None else delta.models,
+        adapters=tuple(a for place, a in adapters.items() if place not in delta.gone_adapters),
+        instances=tuple(i for id, i in instances.items() if id not in delta.gone_instances),
+        epoch=snapshot.epoch,
+    )
+
+
+def _place(adapter: Adapter) -> tuple[str, int]:
+    return adapter.account, adapter.row_id

@@ -20,6 +20,7 @@ log = structlog.get_logger(__name__)
 WAIT_S = 20
 MAX_PAUSE_S = 2.0
 HASTE_S = 0.25
+SMALL = 2**18  # bytes that are read between two tokens
 
 
 class FeedError(Exception):
@@ -27,13 +28,15 @@ class FeedError(Exception):
 
 
 class Source(Protocol):
-    async def poll(self, after: int) -> bytes | None:
-        """A snapshot newer than version `after`, or None where there was none for a while. Raises `FeedError`."""
+    async def poll(self, after: int, epoch: str) -> bytes | None:
+        """A snapshot newer than version `after`, or a delta to it where it is of `epoch`; None where there was neither for
+        a while. Raises `FeedError`.
+        """
         ...
 
 
 class ControlSource:
-    """`GET {internal_url}/internal/v1/snapshot?gateway=&after=&wait=`: 200 with msgpack, or 204."""
+    """`GET {internal_url}/internal/v1/snapshot?gateway=&after=&epoch=&wait=`: 200 with msgpack, or 204."""
 
     def __init__(self, session: aiohttp.ClientSession, internal_url: str, token: str, gateway: str) -> None:
         self._session = session
@@ -41,8 +44,8 @@ class ControlSource:
         self._fields = {"authorization": f"Bearer {token}"}
         self._gateway = gateway
 
-    async def poll(self, after: int) -> bytes | None:
-        query = {"gateway": self._gateway, "after": str(after), "wait": str(WAIT_S)}
+    async def poll(self, after: int, epoch: str) -> bytes | None:
+        query = {"gateway": self._gateway, "after": str(after), "epoch": epoch, "wait": str(WAIT_S)}
         timeout = aiohttp.ClientTimeout(total=WAIT_S + 30, sock_connect=3)
         try:
             async with self._session.get(
@@ -82,9 +85,13 @@ class SnapshotFeed:
         try:
             found = await asyncio.to_thread(self._kept.read)
             if found is not None:
-                data, confirmed_at = found
+                data, deltas, confirmed_at = found
+                routes = await _routes(data)
+                for delta in map(_news, deltas):
+                    if isinstance(delta, snapshot.Delta) and delta.since == routes.version:
+                        routes = routes.patched(delta)
                 # A clock set back must not make an old snapshot young.
-                self._knowledge.apply(await _routes(data), min(confirmed_at, self._clock()))
+                self._knowledge.apply(routes, min(confirmed_at, self._clock()))
         except (OSError, FeedError) as error:
             log.warning("kept snapshot not usable", error=str(error))
 
@@ -112,18 +119,39 @@ class SnapshotFeed:
 
         Raises `FeedError`.
         """
-        data = await self._source.poll(self._knowledge.version)
+        data = await self._source.poll(self._knowledge.version, self._knowledge.epoch)
         now = self._clock()
         if data is None:
             self._knowledge.confirm(now)
             await self._keep(lambda: self._kept.confirm(now))
             return False
-        routes = await _routes(data)
+        news = _news(data) if len(data) < SMALL else await asyncio.to_thread(_news, data)
+        if isinstance(news, snapshot.Delta):
+            self._knowledge.apply(self._patched(news), now)
+            await self._keep(lambda: self._keep_delta(data, now))
+            return True
+        routes = await asyncio.to_thread(Routes, news)
         if routes.version < self._knowledge.version:
             raise FeedError(f"control sent version {routes.version} after {self._knowledge.version}")
         self._knowledge.apply(routes, now)
         await self._keep(lambda: self._kept.write(data, now))
         return True
+
+    def _patched(self, delta: snapshot.Delta) -> Routes:
+        try:
+            return self._knowledge.newest().patched(delta)
+        except ValueError as error:
+            raise FeedError(str(error)) from error
+
+    def _keep_delta(self, data: bytes, now: float) -> None:
+        """Now and then all of them become one whole snapshot again."""
+        if not self._kept.append(data, now) or (found := self._kept.read()) is None:
+            return
+        whole = snapshot.decode(found[0])
+        for delta in map(snapshot.decode_news, found[1]):
+            if isinstance(delta, snapshot.Delta) and delta.since == whole.version:
+                whole = snapshot.patched(whole, delta)
+        self._kept.write(snapshot.encode(whole), now)
 
     async def _keep(self, write: Callable[[], None]) -> None:
         """A full disk must not stop what is served now; it is told, and tried again at the next word of control."""
@@ -131,6 +159,13 @@ class SnapshotFeed:
             await asyncio.to_thread(write)
         except OSError as error:
             log.error("snapshot not kept on disk", error=str(error))
+
+
+def _news(data: bytes) -> snapshot.Snapshot | snapshot.Delta:
+    try:
+        return snapshot.decode_news(data)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise FeedError(f"news that cannot be read: {error}") from error
 
 
 async def _routes(data: bytes) -> Routes:

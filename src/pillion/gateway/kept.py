@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+COMPACT_BYTES = 4 * 2**20
+_FRAME = struct.Struct("<II")
 
 
 class KeptSnapshot:
-    """A file whose modification time says when control last confirmed it. Blocking: call it in a thread."""
+    """A file whose modification time says when control last confirmed it, and one with what came since.
+
+    Blocking: call it in a thread.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "snapshot.msgpack"
+        self._since = state_dir / "snapshot.deltas"
 
-    def read(self) -> tuple[bytes, float] | None:
-        """The snapshot and when it was confirmed; None where there is none. Raises `OSError`."""
+    def read(self) -> tuple[bytes, list[bytes], float] | None:
+        """The snapshot, the deltas since, and when it was confirmed; None where there is none. Raises `OSError`.
+
+        Deltas end where a crash tore one, and may be of a snapshot before this one.
+        """
         try:
             with self._path.open("rb") as file:
-                return file.read(), os.fstat(file.fileno()).st_mtime
+                whole, confirmed_at = file.read(), os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
             return None
+        since = self._since.read_bytes() if self._since.exists() else b""
+        return whole, list(_frames(since)), confirmed_at
+
+    def append(self, delta: bytes, confirmed_at: float) -> bool:
+        """Adds a delta; whether they have grown so large that a whole one should be written. Raises `OSError`."""
+        descriptor = os.open(self._since, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "ab") as file:
+            file.write(_FRAME.pack(len(delta), zlib.crc32(delta)) + delta)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        os.utime(self._path, (confirmed_at, confirmed_at))
+        return size > max(COMPACT_BYTES, self._path.stat().st_size)
 
     def write(self, data: bytes, confirmed_at: float) -> None:
-        """Atomic: a crash leaves the old one or the new one. Raises `OSError`."""
+        """Atomic: a crash leaves the old one or the new one. Deltas before it go. Raises `OSError`."""
         partial = self._path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -32,10 +57,22 @@ class KeptSnapshot:
             os.fsync(file.fileno())
         os.utime(partial, (confirmed_at, confirmed_at))
         partial.replace(self._path)
+        self._since.unlink(missing_ok=True)
 
     def confirm(self, at: float) -> None:
         """Raises `OSError`."""
         os.utime(self._path, (at, at))
+
+
+def _frames(data: bytes) -> Iterator[bytes]:
+    at = 0
+    while at + _FRAME.size <= len(data):
+        size, crc = _FRAME.unpack_from(data, at)
+        frame = data[at + _FRAME.size : at + _FRAME.size + size]
+        if len(frame) < size or zlib.crc32(frame) != crc:
+            return
+        yield frame
+        at += _FRAME.size + size
 
 
 def gateway_id(state_dir: Path, new_id: Callable[[], str]) -> str:

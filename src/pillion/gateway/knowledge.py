@@ -27,6 +27,11 @@ class Knowledge:
         return 0 if self._routes is None else self._routes.version
 
     @property
+    def epoch(self) -> str:
+        """Of whom the snapshot is."""
+        return "" if self._routes is None else self._routes.epoch
+
+    @property
     def age(self) -> float:
         """Seconds since control last said that the snapshot is the present one; infinite before the first."""
         return float("inf") if self._routes is None else max(0.0, self._clock() - self._confirmed_at)
@@ -38,6 +43,12 @@ class Knowledge:
     def confirm(self, at: float) -> None:
         """Control says that nothing has changed."""
         self._confirmed_at = at
+
+    def newest(self) -> Routes:
+        """However old. Raises `ValueError` before the first."""
+        if self._routes is None:
+            raise ValueError("there is no snapshot yet")
+        return self._routes
 
     def routes(self) -> Routes:
         """Raises `UnavailableError` with `control_unavailable` where there are none or they are too old."""

@@ -36,10 +36,14 @@ class Artifacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Workers = Annotated[int, msgspec.Meta(ge=1, le=256)]
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`public_url` is what clients call, where it is not host and port. `data_dir` holds everything that is kept."""
+    """`public_url` is what clients call, where it is not host and port. `data_dir` holds everything that is kept.
+
+    `workers`: processes of the gateway, each with a processor's worth of requests.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8080
@@ -47,6 +51,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     public_url: str = ""
     internal_url: str = ""
     snapshot_max_age_s: Seconds = 86400.0
+    workers: Workers = 1
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,6 +82,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def data_dir(self) -> Path:
         return Path(self.server.data_dir).expanduser().absolute()
+
+    def arguments(self, path: Path | None) -> list[str]:
+        """What a child that is to have this configuration is started with; the environment it has already."""
+        return ["--data-dir", str(self.data_dir), *(["--config", str(path)] if path else [])]
 
     @property
     def database_url(self) -> str:

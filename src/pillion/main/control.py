@@ -110,7 +110,7 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
         changes=changes,
         agents=await stack.enter_async_context(agents(changes)),
         gateways=Gateways(time.time),
-        publisher=Publisher(pepper, time.time),
+        publisher=Publisher(pepper, time.time, secrets.token_hex(8)),
         provisioners={
             region.name: LocalProvisioner(config.data_dir, region.name, config.artifacts_url)
             for region in config.catalogue().regions

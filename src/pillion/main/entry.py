@@ -18,6 +18,10 @@ ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="pillion.toml. [env: PILLION_CONFIG]", envvar="PILLION_CONFIG")
 ]
 
+Workers = Annotated[
+    int | None, typer.Option(help="Processes of the gateway that share its port. [default: 1]")
+]
+
 engines = typer.Typer(help="Engines in environments of their own.", no_args_is_help=True)
 app.add_typer(engines, name="engines", rich_help_panel="Server")
 
@@ -28,6 +32,7 @@ def serve(
     data_dir: DataDir = None,
     host: Annotated[str | None, typer.Option(help="[default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="[default: 8080]")] = None,
+    workers: Workers = None,
     keep_engines: Annotated[
         bool, typer.Option("--keep-engines", help="Leave engines running at the end.")
     ] = False,
@@ -35,11 +40,8 @@ def serve(
     """Run everything on this machine: gateway, control, and agents with their engines."""
     from pillion.main import parts
 
-    sys.exit(
-        parts.run_serve(
-            config, {"data_dir": data_dir and str(data_dir), "host": host, "port": port}, keep_engines
-        )
-    )
+    overrides = {"data_dir": data_dir and str(data_dir), "host": host, "port": port, "workers": workers}
+    sys.exit(parts.run_serve(config, overrides, keep_engines))
 
 
 @app.command(rich_help_panel="Server")
@@ -81,13 +83,16 @@ def gateway(
     data_dir: DataDir = None,
     host: Annotated[str | None, typer.Option(help="[default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="[default: 8080]")] = None,
+    workers: Workers = None,
     fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    worker: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """Run a gateway alone: the way of every request."""
     from pillion.main import parts
 
-    overrides = {"data_dir": data_dir and str(data_dir), "host": host, "port": port}
-    sys.exit(parts.run_gateway(config, overrides, control_url, internal_url, fd))
+    overrides = {"data_dir": data_dir and str(data_dir), "host": host, "port": port, "workers": workers}
+    links = parts.GatewayLinks(control_url, internal_url)
+    sys.exit(parts.run_gateway(config, overrides, links, fd, worker))
 
 
 @app.command(rich_help_panel="Server", hidden=True)

@@ -1,23 +1,36 @@
-"""The gateway process."""
+"""The gateway: one process, or several workers that share its address."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
+from pathlib import Path
 
 from pillion.gateway import GatewayConfig, serve
 from pillion.main.config import Config
 from pillion.main.lifetime import Stop
+from pillion.main.supervise import Part, listen_apart, supervise
 
 
 async def gateway(
-    config: Config, public: socket.socket, control_url: str, internal_url: str, internal_token: str
+    config: Config,
+    public: socket.socket,
+    control_url: str,
+    internal_url: str,
+    internal_token: str,
+    worker: int = 0,
 ) -> int:
-    """Run until told to stop, then drain; the exit status."""
+    """Run one worker until told to stop, then drain; the exit status.
+
+    To control each worker is a gateway of its own. Usage that one left behind is told by whichever begins next.
+    """
     stop = Stop()
     stop.listen()
+    home = config.data_dir / "gateway"
     await serve(
         GatewayConfig(
-            state_dir=config.data_dir / "gateway",
+            state_dir=home / f"worker-{worker}",
+            spool_dir=home / "spool",
             control_url=control_url,
             internal_url=internal_url,
             internal_token=internal_token,
@@ -29,3 +42,37 @@ async def gateway(
         listener=public,
     )
     return 0
+
+
+async def gateways(config: Config, config_path: Path | None, control_url: str, internal_url: str) -> int:
+    """Run as many workers as are configured until told to stop; the exit status."""
+    stop = Stop()
+    stop.listen()
+    public = listen_apart(config.server.host, config.server.port, config.server.workers)
+    await supervise([workers(config, config_path, public, control_url, internal_url)], stop.event)
+    return 0
+
+
+def workers(
+    config: Config,
+    config_path: Path | None,
+    public: Sequence[socket.socket],
+    control_url: str,
+    internal_url: str,
+) -> list[Part]:
+    """A part for each of the sockets."""
+    return [
+        Part(
+            "gateway",
+            [
+                *config.arguments(config_path),
+                f"--fd={bound.fileno()}",
+                f"--worker={number}",
+                f"--control-url={control_url}",
+                f"--internal-url={internal_url}",
+            ],
+            [bound],
+            f"gateway-{number}",
+        )
+        for number, bound in enumerate(public)
+    ]

@@ -31,6 +31,14 @@ class ControlSockets:
     internal_port: int
 
 
+@dataclass(frozen=True)
+class GatewayLinks:
+    """Where a gateway finds control: its API, and its internal listener."""
+
+    control_url: str
+    internal_url: str
+
+
 def run_serve(path: Path | None, overrides: Mapping[str, Any], keep_engines: bool) -> int:
     from pillion.main.serve import serve
 
@@ -51,13 +59,15 @@ def run_control(
 
 
 def run_gateway(
-    path: Path | None, overrides: Mapping[str, Any], control_url: str, internal_url: str, fd: int | None
+    path: Path | None, overrides: Mapping[str, Any], links: GatewayLinks, fd: int | None, worker: int
 ) -> int:
-    from pillion.main.gateway import gateway
+    from pillion.main.gateway import gateway, gateways
 
     def make(config: Config) -> Coroutine[Any, Any, int]:
+        if fd is None and config.server.workers > 1:
+            return gateways(config, path, links.control_url, links.internal_url)
         public = _socket(fd, config.server.host, config.server.port)
-        return gateway(config, public, control_url, internal_url, internal_token(config))
+        return gateway(config, public, links.control_url, links.internal_url, internal_token(config), worker)
 
     return _run(path, overrides, make)
 
@@ -75,7 +85,7 @@ def internal_token(config: Config) -> str:
 
 
 def _socket(fd: int | None, host: str, port: int) -> socket.socket:
-    from pillion.main.serve import listen
+    from pillion.main.supervise import listen
 
     return socket.socket(fileno=fd) if fd is not None else listen(host, port)
 
