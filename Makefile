@@ -55,6 +55,9 @@ test-full: ## The same with the full counts
 bench-load: engine ## Hot load through Pillion against vLLM alone
 	@$(BIN)/python bench/hot_load.py
 
+bench-engine: engine ## vLLM as it comes and as Pillion runs it
+	@$(BIN)/python bench/engine.py
+
 bench-gateway: setup ## The gateway beside the routers and proxies one could put there instead
 	@$(BIN)/python bench/gateway/run.py
 
@@ -64,4 +67,4 @@ lock: ## Renew requirements.lock from pyproject.toml
 clean: ## Remove what setup and tests made here
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup engine demo demo-stop check test-fast test test-full bench-load bench-gateway lock clean
+.PHONY: help setup engine demo demo-stop check test-fast test test-full bench-load bench-engine bench-gateway lock clean

@@ -47,6 +47,7 @@ def main() -> None:
         "--cycles", type=int, default=CYCLES, help="loads and unloads before memory is looked at"
     )
     parser.add_argument("--only", choices=SECTIONS, action="append", help="sections to run; default: all")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the engines must not outlive it
     environments = EngineEnvironments()
@@ -56,9 +57,10 @@ def main() -> None:
     for section in chosen.only or SECTIONS:
         say(f"{section} …")
         found |= SECTIONS[section](bench)
-    RESULTS.parent.mkdir(exist_ok=True)
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(before | found, indent=2) + "\n")
+    results: Path = chosen.results
+    results.parent.mkdir(exist_ok=True)
+    before = json.loads(results.read_text()) if results.exists() else {}
+    results.write_text(json.dumps(before | found, indent=2) + "\n")
     report(before | found)
 
 
