@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class System:
     name: str
     url: str
     process: subprocess.Popen[bytes]
+    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=120))
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -71,8 +72,8 @@ class System:
         if self.name == "stock":
             self._post("/v1/unload_lora_adapter", {"lora_name": name})
         else:
-            answer = httpx.delete(
-                f"{self.url}/pillion/v1/adapters/{name}?deadline_s=5", headers=_auth(AGENT), timeout=60
+            answer = self.client.delete(
+                f"{self.url}/pillion/v1/adapters/{name}?deadline_s=5", headers=_auth(AGENT)
             )
             answer.raise_for_status()
         return time.perf_counter() - began
@@ -81,9 +82,8 @@ class System:
         """Seconds to the first event of a stream."""
         body = {"model": model, "prompt": "w5 w6 w7 w8", "max_tokens": 4, "ignore_eos": True, "stream": True}
         began = time.perf_counter()
-        with httpx.stream(
-            "POST", f"{self.url}/v1/completions", json=body, headers=_auth(INFER), timeout=120
-        ) as answer:
+        url = f"{self.url}/v1/completions"
+        with self.client.stream("POST", url, json=body, headers=_auth(INFER)) as answer:
             answer.raise_for_status()
             next(answer.iter_lines())
             return time.perf_counter() - began
@@ -121,7 +121,7 @@ class System:
             return sum(done) / (time.perf_counter() - began)
 
     def _post(self, path: str, body: dict[str, Any]) -> None:
-        answer = httpx.post(self.url + path, json=body, headers=_auth(AGENT), timeout=120)
+        answer = self.client.post(self.url + path, json=body, headers=_auth(AGENT))
         if answer.is_error:
             raise RuntimeError(f"{self.name} {path}: {answer.status_code} {answer.text[:500]}")
 

@@ -9,9 +9,7 @@ import pytest
 from conftest import launched
 
 
-def test_a_killed_server_leaves_nothing(
-    engine_python: Path, models: Path, tmp_path: Path
-) -> None:
+def test_a_killed_server_leaves_nothing(engine_python: Path, models: Path, tmp_path: Path) -> None:
     with launched(engine_python, models, tmp_path) as (engine, process):
         (core,) = psutil.Process(process.pid).children(recursive=True)
         process.kill()
