@@ -60,8 +60,16 @@ def forget(stacked: torch.Tensor | Stacked, slot: int) -> None:
 
 
 def watch() -> None:
-    """Has every layer's methods that write to a slot forget it. Safe to call more than once."""
+    """Has every layer's methods that write to a slot forget it, and an adapter's leaving give back its memory.
+
+    Safe to call more than once.
+    """
     from vllm.lora.layers.base import BaseLayerWithLoRA
+    from vllm.lora.model_manager import LoRAModelManager
+
+    leave = LoRAModelManager._deactivate_adapter
+    if not hasattr(leave, "__wrapped__"):
+        LoRAModelManager._deactivate_adapter = _leaving(leave)
 
     for layer in _with_subclasses(BaseLayerWithLoRA):
         for name in ("set_lora", "reset_lora"):
@@ -76,10 +84,25 @@ def _forgetting(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return method(layer, index, *arguments, **options)
         finally:
-            for name in ("lora_a_stacked", "lora_b_stacked"):
-                forget(getattr(layer, name, ()), index)
+            _forget_in(layer, index)
 
     return write
+
+
+def _leaving(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def deactivate(manager: Any, lora_id: int) -> Any:
+        if lora_id in manager.lora_index_to_id:
+            for layer in manager.modules.values():
+                _forget_in(layer, manager.lora_index_to_id.index(lora_id))
+        return method(manager, lora_id)
+
+    return deactivate
+
+
+def _forget_in(layer: Any, slot: int) -> None:
+    for name in ("lora_a_stacked", "lora_b_stacked"):
+        forget(getattr(layer, name, ()), slot)
 
 
 def _with_subclasses(layer: Any) -> Iterator[Any]:
