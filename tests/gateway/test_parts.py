@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, get_type_hints
 
 import msgspec
@@ -10,8 +11,9 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
+from pillion.core.choice import CROWD
 from pillion.core.errors import InvalidRequestError
-from pillion.core.routing import Routes
+from pillion.core.routing import Candidate, Routes
 from pillion.gateway.app import kind_of
 from pillion.gateway.balance import Balance, RetryBudget
 from pillion.gateway.body import ALLOWED, DENIED, BodyPolicy, cache_salt
@@ -166,6 +168,46 @@ def test_choice() -> None:
     assert choice() == other
     assert choice("a", "b") == "p"
     assert choice("a", "b", "p") is None
+
+
+def test_what_was_recent_fades() -> None:
+    now = [0.0]
+    balance = Balance(lambda: now[0])
+    route = Routes(make_snapshot(make_instance(1, make_replica("a"), make_replica("b")))).resolve(
+        ACME, BASE, None, 0.0
+    )
+    first, other = (candidate.replica.id for candidate in route.candidates)
+
+    def asked() -> str:
+        candidate = balance.choose(route)
+        assert candidate is not None
+        with balance.holding(candidate.replica.id):
+            return candidate.replica.id
+
+    given = [asked() for _ in range(1000)]
+    assert given[0] == first
+    assert 1 < given.count(first) / given.count(other) < 1.8  # 1.25 and 0.75 times the mean
+    now[0] = 1e5
+    assert {asked() for _ in range(10)} == {first}
+
+
+def test_it_is_loaded_elsewhere_only_where_it_must_be() -> None:
+    replicas = [make_replica(name) for name in "abc"]
+    instance = make_instance(1, *replicas)
+    route = Routes(make_snapshot(instance)).resolve(ACME, BASE, None, 0.0)
+    candidates = tuple(
+        Candidate(instance, r, 0, resident=r.id == "b") for r in (replicas[1], replicas[0], replicas[2])
+    )
+    route = dataclasses.replace(route, candidates=candidates)
+    balance = Balance(lambda: 0.0)
+    for _ in range(CROWD):
+        assert balance.choose(route) is candidates[0]
+        balance.begin("b")
+    assert balance.choose(route) is candidates[1]
+    assert balance.choose(route, {"a", "b"}) is candidates[2]
+    balance.failed("b")
+    balance.failed("a")
+    assert balance.choose(route) is candidates[2]
 
 
 def test_different_models_lie_on_different_replicas() -> None:

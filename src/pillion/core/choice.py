@@ -67,19 +67,19 @@ def pick(replicas: Sequence[str], warm: int, load: Load) -> int:
     busy = [load.in_flight.get(replica, 0) for replica in replicas]
     recent = [load.recent.get(replica, 0.0) for replica in replicas]
     mean_busy, mean_recent = (sum(busy) + 1) / whole, (sum(recent) + load.one) / whole
-    most = BOUND * mean_busy
-    free = BOUND * mean_recent + SLACK * load.one
+    most, slack = BOUND * mean_busy, SLACK * load.one
+    free = BOUND * mean_recent + slack
     for index in range(warm):
         share = shares[index]
         if busy[index] < ceil(most * share) and recent[index] < free * share:
             return index
     crowd = max(CROWD, 2.0 * mean_busy)
     calm = [index for index in range(count) if busy[index] < crowd * shares[index]]
-    near = [index for index in calm if index < warm and (warm == count or recent[index] < free * shares[index])]
+    near = [index for index in calm if index < warm and recent[index] < free * shares[index]]
     if near:
         return min(near, key=busy.__getitem__)
-    even = mean_recent + SLACK * load.one
-    for index in calm:
-        if index >= warm and recent[index] < even * shares[index]:
-            return index
-    return min(range(count), key=busy.__getitem__)
+    even = mean_recent + slack
+    return next(
+        (index for index in calm if index >= warm and recent[index] < even * shares[index]),
+        min(range(count), key=busy.__getitem__),
+    )

@@ -32,18 +32,22 @@ MAX_MODEL_LENGTH = 200
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A ready replica that may answer. `tier` 0 is the account's own, 1 a shared pool: lower ones first."""
+    """A ready replica that may answer. `tier` 0 is the account's own, 1 a shared pool: lower ones first.
+
+    Where not `resident`, the adapter has to be loaded before it can be asked.
+    """
 
     instance: Instance
     replica: Replica
     tier: int
+    resident: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a request may go. `echo` is the client's own string.
 
-    `candidates`, at least one: lower tiers first, then as ranked for this account and adapter.
+    `candidates`, at least one: lower tiers first, there those that have it, then as ranked for this account and adapter.
     """
 
     kind: Literal["base", "adapter"]
@@ -285,7 +289,7 @@ class Routes:
         kind: Literal["base", "adapter"] = "base" if target.adapter is None else "adapter"
         wanted = f"{account}/{target.base if target.adapter is None else target.adapter.id}"
         ranked = rank(wanted, candidates, lambda candidate: candidate.replica.id)
-        tiers = tuple(sorted(ranked, key=lambda candidate: candidate.tier))
+        tiers = tuple(sorted(ranked, key=lambda candidate: (candidate.tier, not candidate.resident)))
         return Route(kind, account, echo, target.base, target.adapter, tiers)
 
     def _base_candidates(self, account: str, target: _Target, echo: str) -> tuple[Candidate, ...]:

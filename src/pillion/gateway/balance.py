@@ -6,12 +6,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pillion.core.choice import LOOKED_AT, pick
+from pillion.core.choice import LOOKED_AT, Load, pick
 from pillion.core.routing import Candidate, Route
 
 OUT_S = 5.0
 MAX_OUT_S = 60.0
 RETURN_S = 10.0
+RECENT_S = 30.0
+# The weight of a request of now grows, instead of the others' shrinking; after so many half-lives all are weighed anew.
+_HALF_LIVES = 100.0
 
 
 @dataclass(slots=True)
@@ -23,7 +26,9 @@ class _Health:
 
 
 class Balance:
-    """Requests in flight and failures per replica, as this gateway saw them.
+    """Requests in flight, recent ones and failures per replica, as this gateway saw them.
+
+    A recent request counts half of what it did `RECENT_S` before.
 
     `clock` gives seconds that only grow, `random` numbers in [0, 1). A replica that failed is asked last for `out_s`, longer
     with every failure in a row, and then gets a share of its part that grows to the whole within `RETURN_S`.
@@ -36,11 +41,13 @@ class Balance:
         self._random = random
         self._out_s = out_s
         self._in_flight: dict[str, int] = {}
+        self._recent: dict[str, float] = {}
+        self._since, self._one = clock(), 1.0
         self._health: dict[str, _Health] = {}
 
     def choose(self, route: Route, excluded: Collection[str] = ()) -> Candidate | None:
-        """The best candidate that is not excluded: one that did not fail of late, the account's own before a pool's,
-        and among those the first in the route's order that is not overloaded.
+        """The best candidate that is not excluded: one that did not fail of late, the account's own before a pool's, and
+        among those as `core.choice.pick` says.
         """
         left: Sequence[Candidate] = route.candidates
         if excluded:
@@ -54,11 +61,18 @@ class Balance:
             left = [candidate for candidate in left if candidate.tier == left[0].tier]
         if len(left) > LOOKED_AT:
             left = self._some(left, route)
-        return left[pick([candidate.replica.id for candidate in left], self._in_flight, share)]
+        replicas = [candidate.replica.id for candidate in left]
+        warm = sum(candidate.resident for candidate in left)
+        return left[pick(replicas, warm, Load(self._in_flight, self._recent, self._one, share))]
 
     def begin(self, replica: str) -> None:
         """One more request in flight."""
         self._in_flight[replica] = self._in_flight.get(replica, 0) + 1
+        age = (self._clock() - self._since) / RECENT_S
+        if age > _HALF_LIVES:
+            age = self._weigh_anew(age)
+        self._one = 2.0**age
+        self._recent[replica] = self._recent.get(replica, 0.0) + self._one
 
     def end(self, replica: str) -> None:
         """One less."""
@@ -93,6 +107,13 @@ class Balance:
         """It works: the next failure is the first again."""
         if self._health and (health := self._health.get(replica)) is not None:
             health.failures = 0
+
+    def _weigh_anew(self, age: float) -> float:
+        """What fell to nothing is forgotten: its replica may be gone. The age from now on."""
+        recent = {replica: weight * 2.0**-age for replica, weight in self._recent.items()}
+        self._recent = {replica: weight for replica, weight in recent.items() if weight > 1e-3}
+        self._since += age * RECENT_S
+        return 0.0
 
     def _healthy(self, candidates: Sequence[Candidate]) -> tuple[Sequence[Candidate], dict[str, float]]:
         """Those that are not out, or all where all are; and the shares of those that come back."""
