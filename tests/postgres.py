@@ -6,6 +6,7 @@ skipped, or fail if `CI=true`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 START_S = 60
@@ -53,8 +55,56 @@ class Cluster:
         subprocess.run(command, check=True, timeout=START_S, stdin=subprocess.DEVNULL)
 
 
+@dataclass
+class Server:
+    """The cluster's server process, which a test may kill and start again."""
+
+    bin: Path
+    folder: Path
+    options: tuple[str, ...] = OPTIONS
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        settings = [part for option in self.options for part in ("-c", option)]
+        serve: list[str | Path] = [*_dies_with_us(), self.bin / "postgres", "-D", self.folder / "data"]
+        serve += ["-k", self.folder, *settings]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(serve, user=_user(), cwd=self.folder, stdout=log, stderr=log)
+        _wait(self.bin, self.folder, self.process)
+
+    def stop(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(2)  # SIGINT: fast shutdown
+        self.process.wait(START_S)
+
+    def kill(self) -> None:
+        """As a crash would: the server and all its children, at once."""
+        assert self.process is not None
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(children, START_S)
+        self.process.wait(START_S)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Cluster]:
+    """One for all tests that leave it running."""
+    with _cluster(OPTIONS) as (cluster, _):
+        yield cluster
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[tuple[Cluster, Server]]:
+    """One that a test may kill: what it has committed is there when it comes back."""
+    with _cluster((*OPTIONS, "synchronous_commit=on", "full_page_writes=on")) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def _cluster(options: tuple[str, ...]) -> Iterator[tuple[Cluster, Server]]:
     bin = _find()
     if bin is None:
         if os.environ.get("CI") == "true":
@@ -62,7 +112,13 @@ def postgres() -> Iterator[Cluster]:
         pytest.skip("PostgreSQL is not installed (initdb, postgres): nothing was tested on it")
     folder = Path(tempfile.mkdtemp(prefix="pillion-pg-"))
     try:
-        yield from _serve(bin, folder)
+        _init(bin, folder)
+        server = Server(bin, folder, options)
+        server.start()
+        try:
+            yield Cluster(bin, folder), server
+        finally:
+            server.stop()
     finally:
         shutil.rmtree(folder)
 
@@ -79,35 +135,13 @@ def _complete(folder: Path) -> bool:
     )
 
 
-def _serve(bin: Path, folder: Path) -> Iterator[Cluster]:
+def _init(bin: Path, folder: Path) -> None:
     user = _user()
     if user is not None:
         shutil.chown(folder, user)
-    data = folder / "data"
-    init: list[str | Path] = [
-        bin / "initdb",
-        "-D",
-        data,
-        "-U",
-        "postgres",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--locale=C",
-        "--no-sync",
-    ]
+    init: list[str | Path] = [bin / "initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust"]
+    init += ["-E", "UTF8", "--locale=C", "--no-sync"]
     subprocess.run(init, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL, timeout=START_S)
-    settings = [part for option in OPTIONS for part in ("-c", option)]
-    serve: list[str | Path] = [*_dies_with_us(), bin / "postgres", "-D", data, "-k", folder, *settings]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(serve, user=user, cwd=folder, stdout=log, stderr=log)
-    try:
-        _wait(bin, folder, process)
-        yield Cluster(bin, folder)
-    finally:
-        process.send_signal(2)  # SIGINT: fast shutdown
-        process.wait(START_S)
 
 
 def _user() -> str | None:
