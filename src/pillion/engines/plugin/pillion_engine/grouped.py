@@ -44,10 +44,11 @@ class Block:
 
     def add(self, batch: torch.Tensor, delta: torch.Tensor) -> None:
         """Adds `delta` [size, width] to the block's rows of `batch`."""
+        delta = delta.to(batch.dtype)  # adding one type to another is twice as slow
         if isinstance(self.rows, slice):
             batch[self.rows].add_(delta)
-        else:
-            batch.index_add_(0, self.rows, delta.to(batch.dtype))
+        else:  # what `index_add_` does, several times faster
+            batch.index_copy_(0, self.rows, batch.index_select(0, self.rows).add_(delta))
 
 
 @dataclass(frozen=True)
