@@ -11,7 +11,7 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
-from pillion.core.choice import CROWD
+from pillion.core.choice import CROWD, LOOKED_AT
 from pillion.core.errors import InvalidRequestError
 from pillion.core.routing import Candidate, Routes
 from pillion.gateway.app import kind_of
@@ -208,6 +208,27 @@ def test_it_is_loaded_elsewhere_only_where_it_must_be() -> None:
     balance.failed("b")
     balance.failed("a")
     assert balance.choose(route) is candidates[2]
+
+
+def test_of_many_the_first_that_work() -> None:
+    balance = Balance(lambda: 0.0)
+    own = make_instance(1, *[make_replica(f"r{number}") for number in range(3 * LOOKED_AT)])
+    pool = make_instance(2, make_replica("p"), account=None)
+    adapter = make_adapter(1)
+    route = Routes(make_snapshot(own, pool)).resolve(ACME, BASE, None, 0.0)
+    for number in range(3 * LOOKED_AT):
+        assert balance.choose(route) is not None  # a base: any of them
+        loaded = dataclasses.replace(route, adapter=adapter)
+        assert balance.choose(loaded, {"p"}) is route.candidates[number]
+        balance.failed(route.candidates[number].replica.id)
+    everywhere = {f"r{number}" for number in range(1, 3 * LOOKED_AT)}
+    for chosen in (balance.choose(route), balance.choose(loaded)):
+        assert chosen is not None
+        assert chosen.replica.id == "p"
+        chosen = balance.choose(route, everywhere | {"p"})
+        assert chosen is not None
+        assert chosen.replica.id == "r0"
+    assert balance.choose(route, everywhere | {"p", "r0"}) is None
 
 
 def test_different_models_lie_on_different_replicas() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ OUT_S = 5.0
 MAX_OUT_S = 60.0
 RETURN_S = 10.0
 RECENT_S = 30.0
+NEIGHBOURS = 4
 # The weight of a request of now grows, instead of the others' shrinking; after so many half-lives all are weighed anew.
 _HALF_LIVES = 100.0
 
@@ -49,20 +51,12 @@ class Balance:
         """The best candidate that is not excluded: one that did not fail of late, the account's own before a pool's, and
         among those as `core.choice.pick` says.
         """
-        left: Sequence[Candidate] = route.candidates
-        if excluded:
-            left = [candidate for candidate in left if candidate.replica.id not in excluded]
+        left = self._left(route, excluded)
         if len(left) < 2:
             return left[0] if left else None
-        share: dict[str, float] = {}
-        if self._health:
-            left, share = self._healthy(left)
-        if left[0].tier != left[-1].tier:
-            left = [candidate for candidate in left if candidate.tier == left[0].tier]
-        if len(left) > LOOKED_AT:
-            left = self._some(left, route)
         replicas = [candidate.replica.id for candidate in left]
         warm = sum(candidate.resident for candidate in left)
+        share = self._shares(replicas) if self._health else {}
         return left[pick(replicas, warm, Load(self._in_flight, self._recent, self._one, share))]
 
     def begin(self, replica: str) -> None:
@@ -115,25 +109,48 @@ class Balance:
         self._since += age * RECENT_S
         return 0.0
 
-    def _healthy(self, candidates: Sequence[Candidate]) -> tuple[Sequence[Candidate], dict[str, float]]:
-        """Those that are not out, or all where all are; and the shares of those that come back."""
-        now = self._clock()
-        inside, share = [], {}
-        for candidate in candidates:
-            health = self._health.get(candidate.replica.id)
-            if health is None:
-                inside.append(candidate)
-            elif now >= health.out_until:
-                inside.append(candidate)
-                share[candidate.replica.id] = min(1.0, 0.1 + (now - health.out_until) / RETURN_S)
-        return inside or candidates, share
+    def _left(self, route: Route, excluded: Collection[str]) -> Sequence[Candidate]:
+        """Of those not excluded a few, of one tier, that are not out; or all where all are out."""
+        near: Sequence[Candidate] = route.candidates
+        if len(near) > LOOKED_AT:
+            near = self._near(near, route.adapter is None)
+        if not excluded and not self._health and near[0].tier == near[-1].tier:
+            return near
+        everyone = route.candidates
+        return self._inside(near, excluded) or self._inside(everyone, excluded) or _rest(everyone, excluded)
 
-    def _some(self, candidates: Sequence[Candidate], route: Route) -> Sequence[Candidate]:
+    def _near(self, candidates: Sequence[Candidate], warm_everywhere: bool) -> Sequence[Candidate]:
         """The first of an adapter's order. A base is warm everywhere: some that lie beside each other, from anywhere."""
-        if route.adapter is not None:
+        if not warm_everywhere:
             return candidates[:LOOKED_AT]
-        first = int(self._random() * len(candidates))
-        return [candidates[(first + step) % len(candidates)] for step in range(4)]
+        count = bisect_right(candidates, candidates[0].tier, key=lambda candidate: candidate.tier)
+        first = int(self._random() * count)
+        return [candidates[(first + step) % count] for step in range(min(count, NEIGHBOURS))]
+
+    def _inside(self, candidates: Iterable[Candidate], excluded: Collection[str]) -> list[Candidate]:
+        """The first of them, of one tier, that are neither excluded nor out."""
+        now = self._clock()
+        inside: list[Candidate] = []
+        for candidate in candidates:
+            if inside and (candidate.tier != inside[0].tier or len(inside) == LOOKED_AT):
+                break
+            replica = candidate.replica.id
+            health = self._health.get(replica)
+            if replica not in excluded and (health is None or now >= health.out_until):
+                inside.append(candidate)
+        return inside
+
+    def _shares(self, replicas: Iterable[str]) -> dict[str, float]:
+        """The parts of those that come back."""
+        now = self._clock()
+        found = ((replica, self._health.get(replica)) for replica in replicas)
+        return {r: min(1.0, 0.1 + max(0.0, now - h.out_until) / RETURN_S) for r, h in found if h is not None}
+
+
+def _rest(candidates: Iterable[Candidate], excluded: Collection[str]) -> list[Candidate]:
+    """All are out: any that is not excluded, the first tier first."""
+    left = [candidate for candidate in candidates if candidate.replica.id not in excluded]
+    return [candidate for candidate in left if candidate.tier == left[0].tier][:LOOKED_AT]
 
 
 class RetryBudget:
