@@ -23,6 +23,9 @@ _LEGAL: dict[ResidencyState, frozenset[ResidencyState]] = {
     "failed": frozenset({"loading", "registered"}),
 }
 
+# So long a load waits for the requests that it was made for: their clients may have left.
+PATIENCE_S = 10.0
+
 Value = Callable[[Residency], float]
 
 
@@ -106,6 +109,15 @@ def victims(
     loaded = [row for row in rows if row is not None and row.state == "loaded"]
     idle = [row for row in loaded if row.engine_name not in in_flight]
     return [row.engine_name for row in sorted(idle, key=lambda row: (value(row), row.engine_name))]
+
+
+def unserved(row: Residency, now: float, patience_s: float = PATIENCE_S) -> bool:
+    """Whether what it was loaded for is still to come: it goes before that only if nobody comes for `patience_s`."""
+    return (
+        row.state == "loaded"
+        and (row.last_used is None or row.last_used < row.since)
+        and now < row.since + patience_s
+    )
 
 
 def _loadable(row: Residency | None, asked: bool) -> bool:
