@@ -41,6 +41,16 @@ def processor_s(pids: list[int]) -> float:
     return total / TICKS
 
 
+def core_busy_s(core: int) -> float:
+    """Seconds that a processor was not idle, what a hypervisor gave to others included."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{core}":
+            user, nice, system, _idle, _wait, irq, softirq, steal = map(int, ticks[:8])
+            return (user + nice + system + irq + softirq + steal) / TICKS
+    return 0.0
+
+
 def resident_bytes(pids: list[int]) -> int:
     page = os.sysconf("SC_PAGE_SIZE")
     return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * page
@@ -56,10 +66,10 @@ def quantiles(values: list[float], unit: float = 1e6) -> dict[str, float]:
 
 
 class Window:
-    """What is measured between `open` and `close`."""
+    """What is measured between `open` and `close`. `cores`: of the mock, the generator and the system under test."""
 
-    def __init__(self, pids: list[int], upstream: list[int]) -> None:
-        self.pids, self.upstream = pids, upstream
+    def __init__(self, pids: list[int], upstream: list[int], cores: list[int]) -> None:
+        self.pids, self.upstream, self.cores = pids, upstream, cores
         self.measuring = False
         self.stopped = False
         self.failed = 0
@@ -67,19 +77,28 @@ class Window:
         self.sampled: dict[str, float] = {}
 
     def open(self) -> None:
-        self.began, self.cpu = time.perf_counter(), time.process_time()
-        self.watched, self.upstream_cpu = processor_s(self.pids), processor_s(self.upstream)
+        self.began = time.perf_counter()
+        self.before = self._taken()
         self.measuring = True
 
     def close(self) -> None:
         self.measuring = False
         took = time.perf_counter() - self.began
+        after = self._taken()
+        own, system, upstream, *cores = (now - then for now, then in zip(after, self.before, strict=True))
+        others = [busy - mine for busy, mine in zip(cores, (upstream, own, system), strict=False)]
         self.sampled = {
             "seconds": round(took, 3),
-            "busy": round((time.process_time() - self.cpu) / took, 3),
-            "cpu_s": round(processor_s(self.pids) - self.watched, 3),
-            "upstream_busy": round((processor_s(self.upstream) - self.upstream_cpu) / took, 3),
+            "busy": round(own / took, 3),
+            "cpu_s": round(system, 3),
+            "upstream_busy": round(upstream / took, 3),
+            "others": round(max([0.0, *others]) / took, 3),
         }
+
+    def _taken(self) -> list[float]:
+        """Processor seconds: this process, the system, the mock, and each of the cores."""
+        mine = [time.process_time(), processor_s(self.pids), processor_s(self.upstream)]
+        return mine + [core_busy_s(core) for core in self.cores]
 
     def fail(self, what: bytes | str) -> None:
         self.failed += 1

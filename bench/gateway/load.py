@@ -12,7 +12,8 @@ spread over `--ramp` seconds, each of `--events` events, again and again until `
 `--watch PID` (more than once) adds the processor time those processes took while it measured.
 
 `busy` is the share of its processor that the generator itself took: from 0.9 on, it measured itself. `upstream_busy`
-is the same of the process that `--upstream PID` names.
+is the same of the process that `--upstream PID` names. `others`: the share of one of the three `--cores` (the mock's, the
+generator's, the system's) that went to anything else; more than a few hundredths, and the machine was not quiet.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Load:
         self.options = options
         parts = urlsplit(options.url)
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
-        self.window = Window(options.watch, options.upstream)
+        self.window = Window(options.watch, options.upstream, options.cores)
         self.targets = [(options.key, options.model)]
         if options.targets:
             lines = Path(options.targets).read_text().splitlines()
@@ -224,6 +225,7 @@ def main() -> None:
     parser.add_argument("--targets")
     parser.add_argument("--watch", type=int, action="append", default=[])
     parser.add_argument("--upstream", type=int, action="append", default=[], help="the mock's process id")
+    parser.add_argument("--cores", type=int, nargs=3, default=[], metavar=("MOCK", "LOAD", "SYSTEM"))
     parser.add_argument("--core", type=int, help="the one processor to run on")
     options = parser.parse_args()
     if options.mode in ("requests", "stall") and not options.seconds:

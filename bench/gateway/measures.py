@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from systems import HERE, LOAD_CORE, System
+from systems import HERE, LOAD_CORE, SYSTEM_CORE, UPSTREAM_CORE, System
 
 Numbers = dict[str, Any]
 
@@ -28,6 +28,7 @@ class Bench:
     def load(self, system: System, mode: str, *arguments: object) -> Numbers:
         argv = [
             *(sys.executable, str(HERE / "load.py"), "--url", system.url, "--mode", mode),
+            *("--cores", str(UPSTREAM_CORE), str(LOAD_CORE), str(SYSTEM_CORE)),
             *("--core", str(LOAD_CORE), "--key", system.key, "--upstream", str(self.mock)),
             *(["--targets", str(system.targets)] if system.targets else []),
             *(word for pid in system.pids for word in ("--watch", str(pid))),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 BUSY = 0.9
+OTHERS_MOST = 0.05
 Numbers = dict[str, Any]
 
 # (heading, key, measure it comes from, decimals)
@@ -93,6 +94,11 @@ class Results:
                     share = max((found.get(part, 0) for found in rounds), default=0)
                     if share >= BUSY:
                         told.append(f"{who}: {name} was {share:.0%} busy: it was measured, not the system")
+                others = max((found.get("others", 0) for found in rounds), default=0)
+                if others > OTHERS_MOST:
+                    told.append(
+                        f"{who}: other processes took {others:.0%} of a core: the machine was not quiet"
+                    )
                 failed = sum(found.get("failed", 0) for found in rounds)
                 if failed:
                     why = next(found["failure"] for found in rounds if found.get("failed"))
