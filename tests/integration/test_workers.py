@@ -183,6 +183,27 @@ def test_a_gateway_of_its_own_with_workers(own_site: Site, tmp_path: Path) -> No
     assert refused(apart.url)
 
 
+def test_any_worker_tells_the_metrics_of_all(site: Site) -> None:
+    with site.client() as client:
+        site.launch(client)
+        for _ in range(10):
+            with site.client() as other:
+                ask(other, "tiny")
+
+    def served() -> dict[str, float]:
+        found = {}
+        for line in httpx.get(f"{site.url}/metrics").text.splitlines():
+            if line.startswith("pillion_gateway_requests_total{") and 'kind="inference"' in line:
+                labels, _, value = line.rpartition(" ")
+                found[labels] = float(value)
+        return found
+
+    until(lambda: sum(served().values()) == 10, "the requests of all workers, whichever is asked")
+    for _ in range(10):
+        assert sum(served().values()) == 10
+    assert {label.split('"')[1] for label in served()} <= {"worker-0", "worker-1"}
+
+
 def listening(process: psutil.Process) -> list[int]:
     """The API's port comes first: its descriptor does."""
     found = [c for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]

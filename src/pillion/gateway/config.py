@@ -34,6 +34,7 @@ class GatewayConfig:
     """`control_url` is control's public API, `internal_url` its internal listener, which gives the snapshot.
 
     `spool_dir`: where usage waits for control, shared by all workers of a gateway; `spool` in `state_dir` if not given.
+    `metrics_dir`: where workers of one gateway leave their metrics for each other; None where there is one process.
     `snapshot_max_age_s`: how long after control's last word the kept snapshot still routes.
     `media_urls`: whether requests may name media by URL (engines would fetch them). `allowed_extras`: names of
     engine-specific request fields that are passed on top of those that `body` allows.
@@ -50,3 +51,4 @@ class GatewayConfig:
     allowed_extras: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
     spool_dir: Path | None = None
+    metrics_dir: Path | None = None

@@ -36,6 +36,7 @@ class Metrics(Collector):
     ) -> None:
         self._knowledge = knowledge
         self._usage_behind, self._limits_open = usage_behind, limits_open
+        self.page: Callable[[bytes], bytes] = lambda own: own
         self._requests: Counter[tuple[str, int]] = Counter()
         self._in_flight: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
@@ -76,6 +77,10 @@ class Metrics(Collector):
         self._quarantines += 1
 
     def text(self) -> bytes:
+        """What a scrape gets: this process's numbers on the page of all workers."""
+        return self.page(self.own())
+
+    def own(self) -> bytes:
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:

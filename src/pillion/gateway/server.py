@@ -35,6 +35,7 @@ from pillion.gateway.onward import ToContainer, ToControl
 from pillion.gateway.outbound import Pool
 from pillion.gateway.plans import Plans
 from pillion.gateway.reports import ControlLedger, Reports, Sharing, UntoldError
+from pillion.gateway.siblings import Siblings
 from pillion.gateway.spool import own_and_orphans
 
 log = structlog.get_logger(__name__)
@@ -130,6 +131,10 @@ async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, Pool]]
         sharing = Sharing(ledger, rates, name, time.time)
         tasks = [asyncio.ensure_future(task.run()) for task in (feed, reports, sharing)]
         metrics = Metrics(knowledge, lambda: reports.behind, lambda: sharing.open)
+        if config.metrics_dir is not None:
+            siblings = Siblings(config.metrics_dir, config.state_dir.name, time.time)
+            metrics.page = siblings.page
+            tasks.append(asyncio.ensure_future(siblings.run(metrics.own)))
         try:
             yield _app(config, knowledge, pool, metrics, meter, rates), pool
         finally:

@@ -31,6 +31,7 @@ async def gateway(
         GatewayConfig(
             state_dir=home / f"worker-{worker}",
             spool_dir=home / "spool",
+            metrics_dir=home / "metrics" if config.server.workers > 1 else None,
             control_url=control_url,
             internal_url=internal_url,
             internal_token=internal_token,
@@ -68,6 +69,7 @@ def workers(
                 *config.arguments(config_path),
                 f"--fd={bound.fileno()}",
                 f"--worker={number}",
+                f"--workers={len(public)}",
                 f"--control-url={control_url}",
                 f"--internal-url={internal_url}",
             ],
