@@ -76,7 +76,7 @@ class Bench:
 
     @contextmanager
     def pair(self, shape: Shape) -> Iterator[dict[str, System]]:
-        """Both systems. On a GPU each takes the memory it finds: there they are measured one after the other."""
+        """Both systems, stopped."""
         with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
             systems = {}
             for name in SYSTEMS:

@@ -24,6 +24,7 @@ from pillion.engines.vllm import VllmDriver
 
 START_S = 600.0
 BASE = "base"
+GPU_SHARE = 0.42  # two engines have to fit
 INFER, AGENT = "infer-key", "agent-key"
 
 
@@ -158,6 +159,7 @@ def stock(python: Path, shape: Shape, port: int, data_dir: Path) -> tuple[list[s
     argv += ["--model", str(shape.models / "base"), "--served-model-name", BASE, "--dtype", shape.dtype]
     argv += ["--max-num-seqs", "64", "--enable-lora", "--max-lora-rank", str(shape.rank)]
     argv += ["--max-loras", str(shape.slots), "--max-cpu-loras", str(shape.slots)]
+    argv += ["--gpu-memory-utilization", str(GPU_SHARE)] if shape.gpu else []
     own = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     return argv, {**os.environ, **own, **({} if shape.gpu else {"VLLM_CPU_KVCACHE_SPACE": "1"})}
 
@@ -172,7 +174,7 @@ def pillion(python: Path, shape: Shape, port: int, data_dir: Path) -> tuple[list
         engine="vllm",
         lora=LoraSpec(True, max_adapters=shape.slots - 1, max_rank=shape.rank),
         gpu_type="gpu" if shape.gpu else "cpu",
-        engine_options={"dtype": shape.dtype, "max_num_seqs": 64},
+        engine_options={"dtype": shape.dtype, "max_num_seqs": 64, "gpu_memory_utilization": GPU_SHARE},
     )
     spec = ReplicaSpec("bench", group, "agent-token", INFER, AGENT, "file:///nowhere", str(data_dir))
     launch = VllmDriver().command(spec, port, python, data_dir)
