@@ -8,6 +8,7 @@ has is one number. What was open when a process died is told as lost by the next
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import secrets
 import struct
@@ -20,7 +21,7 @@ import msgspec
 from pillion.core.usage import Told, Used
 
 SEGMENT_BYTES = 8 * 2**20
-MAX_RECORD = 2**20
+MAX_RECORD = 2**16
 _FRAME = struct.Struct("<II")
 
 
@@ -107,6 +108,7 @@ class Spool:
         self._owners: dict[int, _Segment] = {}
         self._seq = self._number = self._oldest = 1
         self._file = -1
+        self._pages: mmap.mmap | None = None
         self._bytes = 0
         self._synced: tuple[_Segment | None, int] = (None, 0)
         self._read: tuple[_Segment | None, int, int] = (None, 0, 0)
@@ -177,7 +179,7 @@ class Spool:
             self._oldest = max(self._oldest, first.last + 1)
 
     def close(self) -> None:
-        os.close(self._file)
+        self._finish()
         os.close(self._lock)
 
     def remove(self) -> None:
@@ -189,15 +191,17 @@ class Spool:
         self.close()
 
     def _append(self, record: Record) -> None:
-        if self._segments[-1].size >= SEGMENT_BYTES:
-            self._rotate()
+        """Into the file's pages: no call of the system, and there all the same if the process is killed right after."""
         payload = msgspec.msgpack.encode(record)
+        if len(payload) > MAX_RECORD:
+            raise OSError(f"{self.directory}: a record of {len(payload)} bytes is too long")
         data = _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
-        wrote = os.write(self._file, data)
-        if wrote != len(data):  # a full disk: what is half there must not stay
-            os.ftruncate(self._file, self._segments[-1].size)
-            raise OSError(f"{self.directory}: only {wrote} of {len(data)} bytes could be written")
-        self._segments[-1].size += len(data)
+        segment = self._segments[-1]
+        if segment.size >= SEGMENT_BYTES:
+            segment = self._rotate()
+        assert self._pages is not None
+        self._pages[segment.size : segment.size + len(data)] = data
+        segment.size += len(data)
         self._bytes += len(data)
 
     def _told(self, number: int) -> None:
@@ -208,15 +212,31 @@ class Spool:
         if owner is not None:
             owner.open -= 1
 
-    def _rotate(self) -> None:
-        if self._file >= 0:
-            os.fsync(self._file)
-            os.close(self._file)
+    def _rotate(self) -> _Segment:
+        """A new segment, whose room is taken from the disk at once: a page that finds none would end the process."""
+        self._finish()
         index = int(self._segments[-1].path.stem) + 1 if self._segments else 1
         segment = _Segment(self.directory / f"{index:08}.log")
-        self._file = os.open(segment.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
+        self._file = os.open(segment.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        room = SEGMENT_BYTES + _FRAME.size + MAX_RECORD
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._file, 0, room)
+        else:
+            os.ftruncate(self._file, room)
+        self._pages = mmap.mmap(self._file, room)
         self._segments.append(segment)
         self._append(Begun(self._seq, self._number))
+        return segment
+
+    def _finish(self) -> None:
+        """The last segment gets no more."""
+        if self._pages is None:
+            return
+        os.fsync(self._file)
+        self._pages.close()
+        self._pages = None
+        os.ftruncate(self._file, self._segments[-1].size)
+        os.close(self._file)
 
     def _recover(self) -> None:
         """Reads what is there, cuts off a torn end, and tells what was open as lost."""
@@ -299,7 +319,7 @@ def _records(path: Path, until: int, at: int = 0) -> Iterator[tuple[Record, int]
         file.seek(at)
         while at + _FRAME.size <= until:
             size, crc = _FRAME.unpack(file.read(_FRAME.size))
-            if size > MAX_RECORD or at + _FRAME.size + size > until:
+            if not 0 < size <= MAX_RECORD or at + _FRAME.size + size > until:
                 return
             payload = file.read(size)
             if zlib.crc32(payload) != crc:
