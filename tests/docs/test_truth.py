@@ -21,6 +21,7 @@ from pillion.core.errors import PillionError
 from pillion.engines.sim.settings import Faults, SimOptions
 from pillion.engines.vllm import VllmOptions
 from pillion.main.config import Config, load
+from pillion.simulate.costs import EngineCosts
 from tests.docs.pages import PAGES, ROOT, blocks, cells, commands, prose
 
 DOCS = ROOT / "docs"
@@ -102,6 +103,11 @@ def test_engine_options_are_all_there(heading: str, shape: type[msgspec.Struct])
     if "faults" in told:
         faults = {field.name for field in msgspec.structs.fields(Faults)}
         assert set(re.findall(r"[a-z_]{4,}", told["faults"].partition(":")[2])) == faults
+
+
+def test_costs_of_simulated_engines_are_all_there() -> None:
+    told = {row[0]: row[1] for row in cells(OPERATIONS, "## Planning")}
+    assert told == {field.name: str(field.default) for field in msgspec.structs.fields(EngineCosts)}
 
 
 def test_environment_variables_the_code_reads_are_told() -> None:

@@ -68,7 +68,7 @@ def pick(replicas: Sequence[str], warm: int, load: Load) -> int:
     recent = [load.recent.get(replica, 0.0) for replica in replicas]
     mean_busy, mean_recent = (sum(busy) + 1) / whole, (sum(recent) + load.one) / whole
     most, slack = BOUND * mean_busy, SLACK * load.one
-    free = BOUND * mean_recent + slack
+    free = max(BOUND * mean_recent, mean_recent + slack)
     for index in range(warm):
         share = shares[index]
         if busy[index] < ceil(most * share) and recent[index] < free * share:

@@ -11,7 +11,7 @@ from heapq import nlargest
 
 # After so many requests per slot a request counts half. Fewer follow changes sooner and tell the warm from the cold worse:
 # `make bench-placement` has what comes of it.
-HALF_LIFE_PER_SLOT = 32
+HALF_LIFE_PER_SLOT = 24
 _HALF_LIVES = 100.0
 _FORGET = 0.9
 

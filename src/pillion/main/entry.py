@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,15 @@ ConfigFile = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Processes of the gateway that share its port. [default: 1]")
 ]
+
+
+class Policy(StrEnum):
+    """Of `pillion simulate`."""
+
+    PILLION = "pillion"
+    ROUND_ROBIN = "round-robin-lru"
+    HASHING = "hashing-lru"
+
 
 engines = typer.Typer(help="Engines in environments of their own.", no_args_is_help=True)
 app.add_typer(engines, name="engines", rich_help_panel="Server")
@@ -93,6 +103,54 @@ def gateway(
     overrides = {"data_dir": data_dir and str(data_dir), "host": host, "port": port, "workers": workers}
     links = parts.GatewayLinks(control_url, internal_url)
     sys.exit(parts.run_gateway(config, overrides, links, fd, worker))
+
+
+@app.command(rich_help_panel="Server")
+def simulate(
+    trace: Annotated[
+        Path | None,
+        typer.Argument(help="Requests to play: CSV with a header, or .jsonl. Made up where there is none."),
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1)] = 8,
+    slots: Annotated[int, typer.Option(min=1, help="Adapters that a replica has room for.")] = 16,
+    adapters: Annotated[int, typer.Option(min=1)] = 1000,
+    requests: Annotated[int, typer.Option(min=1)] = 100_000,
+    rate: Annotated[
+        float | None, typer.Option(min=1e-6, help="Requests per second; 2 for each replica.")
+    ] = None,
+    zipf: Annotated[float, typer.Option(min=0, help="Exponent of Zipf's law; 0: all alike.")] = 1.0,
+    drift: Annotated[
+        float, typer.Option(min=0, max=1, help="How likely a request is to swap two adapters' popularity.")
+    ] = 0.0,
+    bursts: Annotated[
+        int,
+        typer.Option(min=0, max=100, help="Times that one adapter gets a fifth of all requests for a while."),
+    ] = 0,
+    diurnal: Annotated[
+        float, typer.Option(min=0, max=0.99, help="How far the rate swings, over two days.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Other seeds give other traffic.")] = 1,
+    policy: Annotated[
+        list[Policy] | None, typer.Option(help="Only these; can be given again.", show_default="all")
+    ] = None,
+    costs: Annotated[Path | None, typer.Option(help="What engines take how long for: TOML or JSON.")] = None,
+    warm_up: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Part at the start that is not counted.")
+    ] = 0.2,
+    save_trace: Annotated[Path | None, typer.Option(help="Keep what is played, as CSV.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A PNG of it (needs pillion[plots]).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Plan a fleet: play traffic over the code that chooses replicas and evicts, without any engine."""
+    from pillion.main import simulate as simulated
+    from pillion.simulate.generate import Traffic
+
+    traffic = Traffic(adapters, requests, rate or 2.0 * replicas, zipf, drift, bursts, diurnal)
+    names = [chosen.value for chosen in policy or Policy]
+    wanted = simulated.Wanted(
+        replicas, slots, traffic, seed, warm_up, names, trace, costs, save_trace, plot, as_json
+    )
+    sys.exit(simulated.run(wanted))
 
 
 @app.command(rich_help_panel="Server", hidden=True)
