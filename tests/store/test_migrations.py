@@ -86,6 +86,9 @@ def test_processes_may_migrate_at_once(empty_url: str) -> None:
 ROWS: dict[str, Any] = {
     "accounts": rows.Account,
     "api_keys": rows.ApiKey,
+    "members": rows.Member,
+    "invites": rows.Invite,
+    "logins": rows.Login,
     "registered_models": rows.RegisteredModel,
     "adapters": rows.Adapter,
     "adapter_versions": rows.AdapterVersion,

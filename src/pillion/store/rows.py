@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 Tier = Literal["shared", "reserved", "dedicated"]
+Role = Literal["owner", "member"]
 AdapterState = Literal["registered", "importing", "failed"]
 InstanceState = Literal["pending", "starting", "running", "degraded", "stopping", "stopped", "failed"]
 Hold = Literal["attached", "loaded"]
@@ -23,9 +24,16 @@ class Account(msgspec.Struct, frozen=True):
     tier: Tier
     local_only: bool
     created_at: float
+    suspended_at: float | None = None
+    deleted_at: float | None = None
 
 
 class ApiKey(msgspec.Struct, frozen=True):
+    """`allow`: CIDRs it may be used from; None: anywhere. `spend_limit`: micro-units per calendar month (UTC).
+
+    `created_by`: the member who made it, where one did.
+    """
+
     id: str
     account_id: str
     lookup: str
@@ -37,6 +45,49 @@ class ApiKey(msgspec.Struct, frozen=True):
     expires_at: float | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    allow: list[str] | None = None
+    spend_limit: int | None = None
+    created_by: str | None = None
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A person in an account. `password` is argon2's hash; `subject` who they are to the identity provider."""
+
+    id: str
+    account_id: str
+    email: str
+    name: str
+    role: Role
+    password: str | None
+    subject: str | None
+    created_at: float
+    last_login_at: float | None
+
+
+class Invite(msgspec.Struct, frozen=True):
+    """`digest` of its token. `member_id`: whose password it sets anew, where it is not for somebody new."""
+
+    id: str
+    account_id: str
+    email: str
+    role: Role
+    digest: str
+    member_id: str | None
+    created_by: str
+    created_at: float
+    expires_at: float
+    accepted_at: float | None
+
+
+class Login(msgspec.Struct, frozen=True):
+    """A browser's session: of a member, or of an API key. `digest` of what its cookie holds."""
+
+    digest: str
+    account_id: str
+    member_id: str | None
+    key_id: str | None
+    created_at: float
+    expires_at: float
 
 
 class UsageEvent(msgspec.Struct, frozen=True):

@@ -61,6 +61,12 @@ def _of_adapter(*, ondelete: str) -> sa.ForeignKeyConstraint:
     )
 
 
+def _of_member() -> sa.ForeignKeyConstraint:
+    return sa.ForeignKeyConstraint(
+        ["member_id", "account_id"], ["members.id", "members.account_id"], ondelete="CASCADE"
+    )
+
+
 accounts = sa.Table(
     "accounts",
     metadata,
@@ -69,6 +75,8 @@ accounts = sa.Table(
     _text("tier"),
     sa.Column("local_only", sa.Boolean, nullable=False),
     _time("created_at"),
+    _time("suspended_at", null=True),
+    _time("deleted_at", null=True),
     sa.UniqueConstraint("name"),
 )
 
@@ -86,8 +94,62 @@ api_keys = sa.Table(
     _time("expires_at", null=True),
     _int("requests_per_minute", null=True),
     _int("tokens_per_minute", null=True),
+    sa.Column("allow", Json, nullable=True),
+    _int("spend_limit", null=True),
+    _text("created_by", null=True),
     sa.UniqueConstraint("lookup"),
     sa.Index(None, "account_id"),
+)
+
+members = sa.Table(
+    "members",
+    metadata,
+    _text("id", key=True),
+    _account(),
+    _text("email"),
+    _text("name"),
+    _text("role"),
+    _text("password", null=True),
+    _text("subject", null=True),
+    _time("created_at"),
+    _time("last_login_at", null=True),
+    sa.UniqueConstraint("account_id", "email"),
+    sa.UniqueConstraint("account_id", "subject"),
+    sa.UniqueConstraint("id", "account_id"),
+    sa.Index(None, "email"),
+    sa.Index(None, "subject"),
+)
+
+invites = sa.Table(
+    "invites",
+    metadata,
+    _text("id", key=True),
+    _account(),
+    _text("email"),
+    _text("role"),
+    _text("digest"),
+    _text("member_id", null=True),
+    _text("created_by"),
+    _time("created_at"),
+    _time("expires_at"),
+    _time("accepted_at", null=True),
+    sa.UniqueConstraint("digest"),
+    sa.Index(None, "account_id"),
+    _of_member(),
+)
+
+logins = sa.Table(
+    "logins",
+    metadata,
+    _text("digest", key=True),
+    _account(),
+    _text("member_id", null=True),
+    _text("key_id", null=True),
+    _time("created_at"),
+    _time("expires_at"),
+    sa.Index(None, "account_id", "member_id"),
+    sa.Index(None, "expires_at"),
+    _of_member(),
 )
 
 registered_models = sa.Table(
