@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -331,3 +332,67 @@ def test_what_another_account_has_changes_nothing(world: Snapshot, ask: tuple[st
 
     assert outcome(world) == outcome(alone)
     assert Routes(world).list_models(ACME, NOW) == Routes(alone).list_models(ACME, NOW)
+
+
+def on_demand_routes(adapter: Adapter, *, max_rank: int = 16, own: bool = True, **fields: object) -> Routes:
+    """Adapter 1's owner has instance 1, which may load on demand, and there is a pool that does."""
+    asked = {"agent_url": "http://agent", "load_key": "k"} | fields
+    return Routes(
+        make_snapshot(
+            adapter,
+            make_instance(
+                1,
+                make_replica("own", **asked),
+                account=ACME if own else OTHER,
+                on_demand=True,
+                max_rank=max_rank,
+            ),
+            make_instance(2, make_replica("plain", **asked)),
+            make_instance(3, make_replica("pool", **asked), account=None, on_demand=True, max_rank=64),
+        )
+    )
+
+
+COLD = make_adapter(1, instances=(), rank=8, permit=b"permit")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "more", "where"),
+    [
+        (COLD, {}, ["own", "pool"]),
+        (COLD, {"max_rank": 4}, ["pool"]),
+        (COLD, {"own": False}, ["pool"]),
+        (make_adapter(1, instances=(2,), rank=8, permit=b"permit"), {}, ["own", "pool"]),
+    ],
+)
+def test_on_demand_it_may_go_where_it_is_not_yet(
+    adapter: Adapter, more: dict[str, Any], where: list[str]
+) -> None:
+    route = on_demand_routes(adapter, **more).resolve(ACME, "ft1:1", None, NOW)
+    assert replicas(route) == where
+    assert not any(candidate.resident for candidate in route.candidates)
+
+
+def test_where_it_is_comes_before_where_it_would_have_to_be_loaded() -> None:
+    there = make_instance(
+        1,
+        *(make_replica(f"cold-{n}", agent_url="http://agent") for n in range(4)),
+        make_replica("warm", COLD),
+        on_demand=True,
+        max_rank=8,
+    )
+    route = Routes(make_snapshot(COLD, there)).resolve(ACME, "ft1:1", None, NOW)
+    assert [candidate.resident for candidate in route.candidates] == [True] + 4 * [False]
+    assert replicas(route)[0] == "warm"
+
+
+def test_on_demand_is_no_way_around_an_end_or_a_region() -> None:
+    over = make_adapter(1, instances=(), rank=8, permit=b"permit", expires_at=NOW)
+    assert refusal("ft1:1", routes=on_demand_routes(over)).code == "adapter_not_deployed"
+    bound = make_adapter(1, instances=(), rank=8, permit=b"permit", region="eu-1")
+    assert refusal("ft1:1", routes=on_demand_routes(bound)).code == "no_healthy_replica"
+    unpermitted = make_adapter(1, instances=(), rank=8)
+    assert refusal("ft1:1", routes=on_demand_routes(unpermitted)).code == "adapter_not_deployed"
+    unheard = on_demand_routes(COLD, agent_url=None)
+    assert refusal("ft1:1", routes=unheard).code == "adapter_loading"
+    assert refusal(f"{BASE}:1", "1", routes=on_demand_routes(COLD, max_rank=4)).code == "adapter_not_deployed"

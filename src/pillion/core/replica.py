@@ -56,8 +56,9 @@ class GroupSpec(msgspec.Struct, frozen=True):
 class ReplicaSpec(msgspec.Struct, frozen=True):
     """What one agent is started with, kept in its directory (mode 0600: it has the keys).
 
-    `agent_token` opens the agent's own API. `infer_key` can only infer on the engine, `engine_key` alone loads and
-    unloads (SPEC §9). `artifacts` is the artifact store's URL, `cache_dir` the node's cache by digest.
+    `agent_token` opens the agent's own API, `load_key` of that only the asking for loads. `infer_key` can only infer on
+    the engine, `engine_key` alone loads and unloads (SPEC §9). `artifacts` is the artifact store's URL, `cache_dir` the
+    node's cache by digest.
     """
 
     id: str
@@ -68,6 +69,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     artifacts: str
     cache_dir: str
     host: str = "127.0.0.1"
+    load_key: str = ""
 
 
 class AgentRecord(msgspec.Struct, frozen=True):
@@ -95,6 +97,7 @@ class Replica(msgspec.Struct, frozen=True):
     started_at: float
     generation: int = 1
     exit_reason: str | None = None
+    load_key: str = ""
 
 
 class GrantEntry(msgspec.Struct, frozen=True):
@@ -113,12 +116,21 @@ class GrantEntry(msgspec.Struct, frozen=True):
     expires_at: float | None = None
 
 
+class OnDemand(msgspec.Struct, frozen=True):
+    """Whose permits a replica takes: those signed with `key`, for `account`; None: a pool's, for all accounts."""
+
+    key: bytes
+    account: str | None
+
+
 class Grant(msgspec.Struct, frozen=True):
     """All that a replica may serve. `version` only grows; an agent refuses an older one and keeps the last on disk.
 
     Entries that are no longer there are drained up to their deadline (seconds), then cut off, unloaded and proved gone:
     `leaving` gives it by engine name, `drain_deadline_s` for all others.
     `retry`: engine names whose failure is to be forgotten and tried again.
+    `on_demand`: what else it may load when it is asked with a permit; None: nothing. `drop`: engine names that permits
+    are no longer good for.
     """
 
     replica: str
@@ -127,6 +139,8 @@ class Grant(msgspec.Struct, frozen=True):
     drain_deadline_s: float = 30.0
     leaving: dict[str, float] = {}
     retry: tuple[str, ...] = ()
+    on_demand: OnDemand | None = None
+    drop: tuple[str, ...] = ()
 
     def drain_s(self, engine_name: str) -> float:
         return self.leaving.get(engine_name, self.drain_deadline_s)
@@ -147,7 +161,10 @@ class Proof(msgspec.Struct, frozen=True):
 
 
 class Residency(msgspec.Struct, frozen=True):
-    """One version on one replica. `loaded` only after the engine confirmed it and it was proved effective."""
+    """One version on one replica. `loaded` only after the engine confirmed it and it was proved effective.
+
+    `retry_at`: of one that `failed`, when its agent tries again by itself.
+    """
 
     engine_name: str
     state: ResidencyState
@@ -156,6 +173,7 @@ class Residency(msgspec.Struct, frozen=True):
     proof: Proof | None = None
     load_ms: float | None = None
     last_used: float | None = None
+    retry_at: float | None = None
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):

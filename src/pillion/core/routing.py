@@ -34,7 +34,7 @@ MAX_MODEL_LENGTH = 200
 class Candidate:
     """A ready replica that may answer. `tier` 0 is the account's own, 1 a shared pool: lower ones first.
 
-    Where not `resident`, the adapter has to be loaded before it can be asked.
+    Where not `resident`, the adapter has to be loaded on demand before it can be asked.
     """
 
     instance: Instance
@@ -315,20 +315,24 @@ class Routes:
         if not instances and only is not None:
             raise _not_deployed(adapter, f"instance {only.id} does not have it")
         if not instances:
-            raise _not_deployed(adapter, "no running instance has it")
+            raise _not_deployed(adapter, "no running instance has it or loads on demand")
         ready = _ready(instances, adapter.region)
         if not ready:
             raise _nobody_ready(f"that may serve the adapter '{adapter.name}'")
-        resident = tuple(c for c in ready if adapter.engine_name in c.replica.resident)
-        if not resident:
+        there = (_having(candidate, adapter) for candidate in ready)
+        able = tuple(candidate for candidate in there if candidate is not None)
+        if not able:
             raise adapter_loading(adapter)
-        return resident
+        return able
 
     def _hosts(self, account: str, adapter: Adapter) -> list[Instance]:
-        """Where the adapter is wanted: on instances of its base that its owner can see, own ones first."""
-        found = (self.instance(account, instance_id) for instance_id in adapter.instances)
-        hosts = [i for i in found if i is not None and i.model == adapter.base and i.openai_compatible]
-        return sorted(hosts, key=lambda instance: (instance.account is None, instance.id))
+        """Where the adapter is wanted or may be loaded on demand: on instances of its base that its owner can see."""
+        wanted = frozenset(adapter.instances)
+        return [
+            instance
+            for instance in self._speaking(account, adapter.base)
+            if instance.id in wanted or _loads(instance, adapter)
+        ]
 
     def _servable(self, account: str, adapter: Adapter, now: float) -> bool:
         try:
@@ -349,6 +353,20 @@ def adapter_not_found(ref: str) -> ModelNotFoundError:
 def adapter_loading(adapter: Adapter) -> AdapterLoadingError:
     message = f"The adapter '{adapter.name}' is being loaded. Try again in a second."
     return AdapterLoadingError(message, retry_after=1.0)
+
+
+def _loads(instance: Instance, adapter: Adapter) -> bool:
+    """Whether a request for the adapter may load it there."""
+    return instance.on_demand and adapter.permit is not None and adapter.rank <= instance.max_rank
+
+
+def _having(candidate: Candidate, adapter: Adapter) -> Candidate | None:
+    """The candidate as one for this adapter; None where it does not have it and cannot be asked to load it."""
+    if adapter.engine_name in candidate.replica.resident:
+        return candidate
+    if candidate.replica.agent_url is None or not _loads(candidate.instance, adapter):
+        return None
+    return replace(candidate, resident=False)
 
 
 def _ready(instances: Iterable[Instance], region: str | None) -> tuple[Candidate, ...]:

@@ -33,7 +33,8 @@ class Adapter(msgspec.Struct, frozen=True):
     """An adapter and the version that is live. `labels`: the present one first, then former ones.
 
     `engine_name` is None while no version is live. `instances` are those that it is attached to or loaded on.
-    `expires_at` is the time from which it is no longer served.
+    `expires_at` is the time from which it is no longer served. `permit` is what on-demand replicas load it for; None where
+    none may.
     """
 
     id: str
@@ -48,10 +49,15 @@ class Adapter(msgspec.Struct, frozen=True):
     region: str | None = None
     expires_at: float | None = None
     created_at: float = 0.0
+    rank: int = 0
+    permit: bytes | None = None
 
 
 class Replica(msgspec.Struct, frozen=True):
-    """A replica whose agent was heard. `ready`: its engine answers. `resident`: engine names it confirmed."""
+    """A replica whose agent was heard. `ready`: its engine answers. `resident`: engine names it confirmed.
+
+    `agent_url` and `load_key` are for asking its agent to load on demand.
+    """
 
     id: str
     region: str
@@ -59,10 +65,15 @@ class Replica(msgspec.Struct, frozen=True):
     infer_key: str
     ready: bool
     resident: frozenset[str]
+    agent_url: str | None = None
+    load_key: str = ""
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """A running deployment. `account` is None for a shared pool. `served_model` is the engine's name of the base."""
+    """A running deployment. `account` is None for a shared pool. `served_model` is the engine's name of the base.
+
+    `on_demand`: its replicas load what they are asked for, up to `max_rank`.
+    """
 
     id: int
     account: str | None
@@ -72,6 +83,8 @@ class Instance(msgspec.Struct, frozen=True):
     custom_api_path: str | None
     replicas: tuple[Replica, ...]
     created_at: float = 0.0
+    on_demand: bool = False
+    max_rank: int = 0
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag="snapshot"):
