@@ -133,6 +133,49 @@ SECRET = {
 }
 
 
+EXPLAINED = {
+    "adapter_id": "adp_1",
+    "name": "pirate",
+    "version": 2,
+    "served": True,
+    "summary": "pirate is served by 1 of 2 replicas.",
+    "places": [
+        {
+            "instance_id": 1,
+            "model": "tiny",
+            "instance_state": "degraded",
+            "wish": "attached",
+            "state": "attaching",
+            "serving": 1,
+            "wanted": 2,
+            "since": 1.7e9,
+            "replicas": [
+                {
+                    "replica": "r1-eu-a",
+                    "region": "eu",
+                    "state": "loaded",
+                    "serving": True,
+                    "version": 2,
+                    "since": 1.7e9,
+                    "load_ms": 45.4,
+                    "last_used": 1.7e9,
+                },
+                {
+                    "replica": "r1-us-b",
+                    "region": "us",
+                    "state": "registered",
+                    "why_not": "its engine is\x1b[31m loading",
+                    "next": "it is loaded when the engine is ready",
+                },
+            ],
+            "why_not": [],
+            "next": ["once it is served here, instance 3 lets it go"],
+        },
+        {"instance_id": 3, "model": "tiny", "wish": "none", "why_not": ["nothing asks for it here"]},
+    ],
+}
+
+
 class FakeApi:
     """`requests` are (method, path with query, body). The states of `attaching` and `starting` are told one by one."""
 
@@ -247,6 +290,7 @@ class FakeApi:
             ("POST", "/v1/adapters/{ref}/load", pages(loaded)),
             ("POST", "/v1/adapters/{ref}/unload", pages({**loaded, "state": "detaching"})),
             ("GET", "/v1/adapters/{ref}/eligible-instances", pages(eligible, full)),
+            ("GET", "/v1/adapters/{ref}/explain", always(lambda: EXPLAINED)),
             ("GET", "/v1/adapters/{ref}/versions", pages(version)),
             ("GET", "/v1/adapters/{ref}/events", pages(event)),
             ("GET", "/v1/adapters/{ref}/download", self._download),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
 from pillion.agent.backoff import Backoff
@@ -265,4 +266,10 @@ class Residents:
         return self._attached.engine
 
     def _show(self) -> None:
-        self._publish(self._grant.version, tuple(self._table.rows[name] for name in sorted(self._table.rows)))
+        self._publish(self._grant.version, tuple(self._told(name) for name in sorted(self._table.rows)))
+
+    def _told(self, name: str) -> Residency:
+        row, trial = self._table.rows[name], self._trials.get(name)
+        if row.state != "failed" or trial is None:
+            return row
+        return msgspec.structs.replace(row, retry_at=trial.due)

@@ -19,7 +19,8 @@ from pillion.api.requests import (
     UnloadBody,
     WarmupBody,
 )
-from pillion.control import adapters, attachments, imports, loads, moves, sessions, uploads
+from pillion.control import adapters, attachments, explanations, imports, loads, moves, sessions, uploads
+from pillion.control.explain import Explanation
 from pillion.control.instances import Launch
 from pillion.control.views import (
     AdapterView,
@@ -182,6 +183,12 @@ async def unload_adapter(
 async def eligible_instances(control: Ctl, caller: Caller, ref: str) -> Page[EligibleView]:
     """Which instances can take this adapter and, for those that cannot, why."""
     return await attachments.eligible(control, caller, ref)
+
+
+@router.get("/v1/adapters/{ref}/explain")
+async def explain_adapter(control: Ctl, caller: Caller, ref: str) -> Explanation:
+    """Where it should be, where it is, why not, and what happens next."""
+    return await explanations.explained(control, caller, ref)
 
 
 @router.get("/v1/adapters/{ref}/versions")

@@ -227,8 +227,32 @@ def eligible(ctx: typer.Context, ref: Ref, as_json: Json = False) -> None:
         output.print_records(client.adapters.eligible_instances(ref), columns.ELIGIBLE, as_json)
 
 
+def explain(ctx: typer.Context, ref: Ref, as_json: Json = False) -> None:
+    """Tell where an adapter should be, where it is, why not, and what happens next."""
+    from pillion.cli import explained, output
+
+    with session(ctx) as client:
+        found = client.adapters.explain(ref)
+    if as_json:
+        output.print_json(found.raw)
+    else:
+        explained.show(found)
+
+
 def add_to(app: typer.Typer) -> None:
-    for command in (deploy, attach, detach, move, load, unload, end_session, warmup, status, eligible):
+    for command in (
+        deploy,
+        attach,
+        detach,
+        move,
+        load,
+        unload,
+        end_session,
+        warmup,
+        status,
+        eligible,
+        explain,
+    ):
         app.command(command.__name__.replace("_", "-"))(command)
 
 

@@ -67,6 +67,10 @@ class Controller:
     def replicas_of(self, instance: int) -> list[Replica]:
         return [r for r in self._groups.replicas if r.instance == instance]
 
+    def tries(self) -> dict[tuple[int, str], float]:
+        """By instance and region: when what is down there is begun again (seconds since the epoch)."""
+        return self._groups.tries
+
     async def published(self) -> list[str]:
         """Publish what is committed and wait for the gateways; the names of those that have not applied it."""
         version = await self.publish()

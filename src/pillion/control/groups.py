@@ -49,6 +49,12 @@ class Groups:
     def replicas(self) -> list[Replica]:
         return [replica for seen in self._seen.values() for replica in seen]
 
+    @property
+    def tries(self) -> dict[Key, float]:
+        """When what did not hold is begun again, of those that are to be waited for (seconds since the epoch)."""
+        now = self._clock()
+        return {key: b.until for (verb, key), b in self._backoff.items() if verb == "apply" and b.until > now}
+
     async def observe(self) -> list[Replica]:
         """Look again; of a region that does not answer, what was seen last is taken to be still so."""
         await asyncio.gather(*(self._look(region) for region in self._provisioners))

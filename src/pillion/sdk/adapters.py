@@ -20,6 +20,7 @@ from pillion.sdk.types import (
     Backend,
     EligibleInstance,
     Event,
+    Explanation,
     Imported,
     read,
     read_list,
@@ -164,6 +165,10 @@ class Adapters:
 
     def eligible_instances(self, ref: str | int) -> Iterator[EligibleInstance]:
         return self._transport.pages(EligibleInstance, _path(ref, "eligible-instances"))
+
+    def explain(self, ref: str | int) -> Explanation:
+        """Where it should be, where it is, why not, and what happens next."""
+        return read(Explanation, self._transport.get(_path(ref, "explain")))
 
     def versions(self, ref: str | int) -> Iterator[AdapterVersion]:
         return self._transport.pages(AdapterVersion, _path(ref, "versions"))

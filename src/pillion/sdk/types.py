@@ -133,6 +133,56 @@ class EligibleInstance(Record, kw_only=True):
     free: int | None = None
 
 
+class ReplicaExplained(msgspec.Struct, kw_only=True):
+    """What one replica has of an adapter. `difference`, `noise`: from the base, and of the base's own (nats)."""
+
+    replica: str
+    region: str = ""
+    state: str = ""
+    serving: bool = False
+    version: int | None = None
+    since: float | None = None
+    load_ms: float | None = None
+    last_used: float | None = None
+    difference: float | None = None
+    noise: float | None = None
+    retry_at: float | None = None
+    why_not: str | None = None
+    next: str | None = None
+
+
+class PlaceExplained(msgspec.Struct, kw_only=True):
+    """An instance where an adapter should be (`wish`: attached, pinned, loaded), may be (on_demand), or still is (none)."""
+
+    instance_id: int
+    model: str = ""
+    instance_state: str = ""
+    wish: str = ""
+    state: str | None = None
+    serving: int = 0
+    wanted: int = 0
+    since: float | None = None
+    expires_at: float | None = None
+    session_key: str | None = None
+    replicas: list[ReplicaExplained] = []
+    why_not: list[str] = []
+    next: list[str] = []
+
+
+class Explanation(Record, kw_only=True):
+    """Where an adapter should be, where it is, why not, and what happens next."""
+
+    adapter_id: str
+    name: str = ""
+    version: int | None = None
+    region: str | None = None
+    served: bool = False
+    summary: str = ""
+    places: list[PlaceExplained] = []
+    why_not: list[str] = []
+    next: list[str] = []
+
+
 class Job(Record, kw_only=True):
     """Long work. `state`: queued, running, succeeded, failed, cancelled. `progress`: 0 to 1."""
 

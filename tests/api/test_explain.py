@@ -1,0 +1,68 @@
+"""Explanations through the API: what is there is told, to its owner alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pillion.control import pools
+from pillion.core.catalogue import Pool
+from tests.api.site import Site, found, refused
+from tests.api.site import site as made_site
+from tests.control.world import World, holds, until
+
+
+async def explained(site: Site, ref: str) -> dict[str, Any]:
+    return found(await site.a.get(f"/v1/adapters/{ref}/explain"))
+
+
+async def test_from_nowhere_to_served_and_back(site: Site) -> None:
+    made, adapter = await site.running(), await site.a.adapter()
+    nowhere = await explained(site, "mine")
+    assert (nowhere["served"], nowhere["places"]) == (False, [])
+    assert nowhere["next"] == [f"attach it to an instance that can take it: {made['id']}"]
+    await site.attached(site.a, made["id"], adapter)
+    there = await explained(site, adapter["id"])
+    assert there["summary"] == "mine is served by 2 of 2 replicas."
+    (place,) = there["places"]
+    assert {r["replica"] for r in place["replicas"]} == {r["id"] for r in made["replicas"]}
+    assert [(r["serving"], r["version"]) for r in place["replicas"]] == [(True, 1)] * 2
+    for fleet in site.world.fleets.values():
+        fleet.only.tell(ready=False, stage="loading", detail="weights 3 of 5")
+    later = await until(site.control, lambda: explained(site, "mine"), lambda e: not e["served"])
+    assert "weights 3 of 5" in later["summary"]
+
+
+async def test_a_region_that_cannot_be_started_says_when_it_is_tried_again(site: Site) -> None:
+    made, adapter = await site.running(regions=["local"]), await site.a.adapter()
+    await site.attached(site.a, made["id"], adapter)
+    site.fleet.apply_error = RuntimeError("no machine")
+    site.fleet.kill(site.fleet.only)
+    told = await until(
+        site.control,
+        lambda: explained(site, "mine"),
+        lambda e: "started again at" in str(e["places"][0]["replicas"][0]["next"]),
+    )
+    assert "its agent is not running" in told["summary"]
+
+
+async def test_others_cannot_ask_and_keys_that_infer_can(site: Site) -> None:
+    await site.a.adapter()
+    refused(await site.b.get("/v1/adapters/mine/explain"), 404, "not_found")
+    assert (await site.a.infer.get("/v1/adapters/mine/explain")).status_code == 200
+
+
+async def test_on_a_pool_nothing_of_others_shows(world: World) -> None:
+    world.catalogue = type(world.catalogue)(
+        world.catalogue.regions,
+        world.catalogue.models,
+        (Pool("tiny", on_demand=True),),
+        world.catalogue.gpu_types,
+    )
+    async with made_site(world) as site:
+        await pools.ensure(site.control)
+        await holds(site.control, lambda: any(f.agents for f in world.fleets.values()), "a pool")
+        mine, theirs = await site.a.adapter(), await site.b.adapter("theirs")
+        found(await site.b.post(f"/v1/adapters/{theirs['id']}/load", {"pin": True}))
+        told = await explained(site, mine["id"])
+        assert [place["wish"] for place in told["places"]] == ["on_demand"]
+        assert theirs["id"] not in str(told)
