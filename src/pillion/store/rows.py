@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
-Tier = Literal["shared", "reserved", "dedicated"]
-Role = Literal["owner", "member"]
+from pillion.core.permissions import Role
+from pillion.core.tiers import Tier
+
 AdapterState = Literal["registered", "importing", "failed"]
 InstanceState = Literal["pending", "starting", "running", "degraded", "stopping", "stopped", "failed"]
 Hold = Literal["attached", "loaded"]
@@ -90,6 +91,23 @@ class Login(msgspec.Struct, frozen=True):
     expires_at: float
 
 
+class Caller(msgspec.Struct, frozen=True):
+    """A key, and what else says whether it is good: is its account suspended, which role has the member who made it."""
+
+    key: ApiKey
+    suspended: bool
+    role: Role | None
+
+
+class LoggedIn(msgspec.Struct, frozen=True):
+    """Who a browser's cookie stands for: a member, or a key."""
+
+    login: Login
+    suspended: bool
+    member: Member | None
+    key: Caller | None
+
+
 class UsageEvent(msgspec.Struct, frozen=True):
     """One request, as its gateway told it. Tokens that no engine told are None."""
 
@@ -141,6 +159,11 @@ class RegisteredModel(msgspec.Struct, frozen=True):
 
 
 class Adapter(msgspec.Struct, frozen=True):
+    """`wanted_version` is to go live, in line since `wanted_at`; `previous_version` was live before.
+
+    `canary_version` gets `canary_share` (0..1) of the requests.
+    """
+
     row_id: int
     id: str
     account_id: str
@@ -151,10 +174,18 @@ class Adapter(msgspec.Struct, frozen=True):
     state: AdapterState
     live_version: int | None
     created_at: float
+    wanted_version: int | None = None
+    wanted_at: float | None = None
+    previous_version: int | None = None
+    canary_version: int | None = None
+    canary_share: float | None = None
 
 
 class AdapterVersion(msgspec.Struct, frozen=True):
-    """Immutable. `source` says where the bytes came from, e.g. `{"repo": …, "commit": …}`."""
+    """Its bytes never change. `source` says where they came from, e.g. `{"repo": …, "commit": …}`.
+
+    `live_at`: when it last went live. The error: why it did not, when that was last tried.
+    """
 
     adapter_row_id: int
     account_id: str
@@ -167,6 +198,9 @@ class AdapterVersion(msgspec.Struct, frozen=True):
     warnings: list[str]
     source: dict[str, Any]
     created_at: float
+    live_at: float | None = None
+    error_code: str | None = None
+    error_message: str | None = None
 
 
 class Instance(msgspec.Struct, frozen=True):
@@ -268,10 +302,14 @@ class RoutedAdapter(msgspec.Struct, frozen=True):
 
 
 class SnapshotRows(msgspec.Struct, frozen=True):
-    """One consistent read of what is wanted: keys not revoked, all attachments, instances that run or still end."""
+    """One consistent read of what is wanted: keys not revoked, all attachments, instances that run or still end.
+
+    `suspended`: accounts.
+    """
 
     keys: list[ApiKey]
     models: list[RegisteredModel]
     adapters: list[RoutedAdapter]
     attachments: list[Attachment]
     instances: list[Instance]
+    suspended: frozenset[str] = frozenset()
