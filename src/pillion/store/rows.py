@@ -286,7 +286,9 @@ class Lease(msgspec.Struct, frozen=True):
     expires_at: float
 
 
-class LiveVersion(msgspec.Struct, frozen=True):
+class VersionBytes(msgspec.Struct, frozen=True):
+    """What an engine needs to know of a version."""
+
     version: int
     digest: str
     rank: int
@@ -294,11 +296,16 @@ class LiveVersion(msgspec.Struct, frozen=True):
 
 
 class RoutedAdapter(msgspec.Struct, frozen=True):
-    """An adapter as routing needs it. `labels`: the present one first, then former ones, the newest first."""
+    """An adapter as routing needs it. `labels`: the present one first, then former ones, the newest first.
+
+    `wanted` is to go live, `canary` gets a share.
+    """
 
     adapter: Adapter
     labels: tuple[str, ...]
-    live: LiveVersion | None
+    live: VersionBytes | None
+    wanted: VersionBytes | None = None
+    canary: VersionBytes | None = None
 
 
 class SnapshotRows(msgspec.Struct, frozen=True):
