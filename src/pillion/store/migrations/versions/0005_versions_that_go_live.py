@@ -25,4 +25,5 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("canary_share", sa.Double(), nullable=True))
 
     # Until now the first version was the live one.
-    op.execute("UPDATE adapter_versions SET live_at = created_at WHERE version = 1")
+    first = "UPDATE adapter_versions SET live_at = created_at WHERE version = 1"
+    op.execute(first, execution_options={"everyone": True})
