@@ -9,7 +9,7 @@ import msgspec
 from pillion.core.launch import InstanceSpec
 from pillion.core.names import engine_name
 from pillion.core.replica import Failure, LoraSpec, Replica, ReplicaStatus, Residency
-from pillion.store.rows import Adapter, Attachment, Instance, LiveVersion, RoutedAdapter
+from pillion.store.rows import Adapter, Attachment, Instance, RoutedAdapter, VersionBytes
 
 NOW = 1_700_000_000.0
 DIGEST = "d" * 64
@@ -42,7 +42,7 @@ def adapter(row_id: int = 1, live: bool = True, digest: str = DIGEST, **changes:
         row_id, f"adp_{row_id}", "acc_a", f"n{row_id}", f"l{row_id}", "qwen", None, "registered", 1, NOW
     )
     made = msgspec.structs.replace(made, live_version=1 if live else None, **changes)
-    return RoutedAdapter(made, (made.label,), LiveVersion(1, digest, 8, 100) if live else None)
+    return RoutedAdapter(made, (made.label,), VersionBytes(1, digest, 8, 100) if live else None)
 
 
 def attachment(id: int = 1, adapter: int = 1, instance: int = 1, **changes: Any) -> Attachment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pillion.store.database import Database
-from pillion.store.rows import LiveVersion, SnapshotRows
+from pillion.store.rows import SnapshotRows, VersionBytes
 from tests.store.conftest import NOW, two_accounts
 from tests.store.test_adapters import MODEL, adapter, version
 
@@ -50,6 +50,6 @@ async def test_snapshot_rows(database: Database) -> None:
     assert [(a.id, a.state) for a in found.attachments] == [(held.id, "attaching"), (gone.id, "detaching")]
     assert [(i.id, i.wanted) for i in found.instances] == [(kept.id, "running"), (stopped.id, "stopped")]
     first, second = found.adapters
-    assert (first.labels, first.live) == (("uno", "one"), LiveVersion(2, "d2", 8, 2**40))
+    assert (first.labels, first.live) == (("uno", "one"), VersionBytes(2, "d2", 8, 2**40))
     assert (first.adapter.id, first.adapter.live_version) == (one.id, 2)
     assert (second.adapter, second.labels, second.live) == (two, ("two",), None)

@@ -94,7 +94,10 @@ class Adapters:
         return changed
 
     async def set_live(self, account: str, row_id: int, version: int) -> Adapter | None:
-        """None where there is no such adapter or no such version of it."""
+        """In one step: what was live is the previous one, this is no canary any more, nothing else is to go live.
+
+        None where there is no such adapter or no such version of it.
+        """
         found = sa.select(adapter_versions.c.version).where(
             owned(adapter_versions, account),
             adapter_versions.c.adapter_row_id == row_id,
@@ -102,7 +105,32 @@ class Adapters:
         )
         if await self._session.value(found) is None:
             return None
-        return await self._update(account, row_id, live_version=version)
+        live, canary = adapters.c.live_version, adapters.c.canary_version
+        return await self._update(
+            account,
+            row_id,
+            live_version=version,
+            previous_version=sa.case((live == version, adapters.c.previous_version), else_=live),
+            wanted_version=None,
+            wanted_at=None,
+            canary_version=sa.case((canary == version, None), else_=canary),
+            canary_share=sa.case((canary == version, None), else_=adapters.c.canary_share),
+        )
+
+    async def lock(self, account: str, row_id: int) -> Adapter | None:
+        """As it is, and as it stays until the transaction ends but for what is done in it."""
+        statement = sa.select(adapters).where(owned(adapters, account), adapters.c.row_id == row_id)
+        return await self._session.one(statement.with_for_update(), Adapter)
+
+    async def want(self, account: str, row_id: int, version: int | None, now: float) -> Adapter | None:
+        """`version` is to go live, at the end of the line; None: what is live stays."""
+        at = None if version is None else now
+        return await self._update(account, row_id, wanted_version=version, wanted_at=at)
+
+    async def set_canary(
+        self, account: str, row_id: int, version: int | None, share: float | None
+    ) -> Adapter | None:
+        return await self._update(account, row_id, canary_version=version, canary_share=share)
 
     async def set_state(self, account: str, row_id: int, state: AdapterState) -> Adapter | None:
         return await self._update(account, row_id, state=state)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import sqlalchemy as sa
 
 from pillion.store.rows import (
     Adapter,
     ApiKey,
     Attachment,
+    Caller,
     Event,
     Instance,
+    Invite,
     Job,
-    LiveVersion,
+    LoggedIn,
+    Login,
+    Member,
     RegisteredModel,
     RoutedAdapter,
     SnapshotRows,
+    VersionBytes,
 )
 from pillion.store.session import Session
 from pillion.store.tables import (
+    accounts,
     adapter_labels,
     adapter_versions,
     adapters,
@@ -27,7 +31,10 @@ from pillion.store.tables import (
     attachments,
     events,
     instances,
+    invites,
     jobs,
+    logins,
+    members,
     registered_models,
 )
 
@@ -38,9 +45,40 @@ class Everyone:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def key_by_lookup(self, lookup: str) -> ApiKey | None:
-        """Revoked ones too: look at `revoked_at`."""
-        return await self._session.one(sa.select(api_keys).where(api_keys.c.lookup == lookup), ApiKey)
+    async def caller_by_lookup(self, lookup: str) -> Caller | None:
+        """Revoked keys too: look at `revoked_at`."""
+        return await self._caller(api_keys.c.lookup == lookup)
+
+    async def logged_in(self, digest: str) -> LoggedIn | None:
+        """Whose cookie it is; also where it is over."""
+        found = await self._session.one(sa.select(logins).where(logins.c.digest == digest), Login)
+        if found is None:
+            return None
+        statement = sa.select(accounts.c.suspended_at).where(accounts.c.id == found.account_id)
+        suspended = await self._session.value(statement) is not None
+        member = key = None
+        if found.member_id is not None:
+            member = await self._session.one(
+                sa.select(members).where(members.c.id == found.member_id), Member
+            )
+        if found.key_id is not None:
+            key = await self._caller(api_keys.c.id == found.key_id)
+        return LoggedIn(found, suspended, member, key)
+
+    async def forget_logins(self, now: float) -> None:
+        """Those that are over."""
+        await self._session.run(sa.delete(logins).where(logins.c.expires_at <= now))
+
+    async def members_by_email(self, email: str, limit: int) -> list[Member]:
+        """In accounts that are not suspended; the oldest first."""
+        return await self._people(members.c.email == email, limit)
+
+    async def members_by_subject(self, subject: str, limit: int) -> list[Member]:
+        return await self._people(members.c.subject == subject, limit)
+
+    async def invite_by_digest(self, digest: str) -> Invite | None:
+        """Accepted ones, and those that are over, too."""
+        return await self._session.one(sa.select(invites).where(invites.c.digest == digest), Invite)
 
     async def active_keys(self) -> list[ApiKey]:
         return await self._session.all(sa.select(api_keys).where(api_keys.c.revoked_at.is_(None)), ApiKey)
@@ -77,10 +115,14 @@ class Everyone:
         return await self._session.all(statement, Attachment)
 
     async def held_slots(self, instance_id: int, now: float, *, but: int = 0) -> int:
-        """How many attachments on the instance hold a slot at `now`, the one with id `but` left out."""
+        """How many slots of the instance are held at `now`, leaving the attachment with id `but` out.
+
+        One by what is attached or pinned, and another where the adapter has a canary.
+        """
+        canary = sa.case((adapters.c.canary_version.is_(None), 1), else_=2)
         statement = (
-            sa.select(sa.func.count())
-            .select_from(attachments)
+            sa.select(sa.func.coalesce(sa.func.sum(canary), 0))
+            .select_from(attachments.join(adapters, adapters.c.row_id == attachments.c.adapter_row_id))
             .where(
                 attachments.c.instance_id == instance_id,
                 attachments.c.id != but,
@@ -91,15 +133,16 @@ class Everyone:
         return int(await self._session.value(statement))
 
     async def routed_adapters(self) -> list[RoutedAdapter]:
-        """All adapters by row id, with their labels and live versions."""
+        """All adapters by row id, with their labels and the versions that engines may have to hold."""
         labels = await self._labels()
-        live = (adapter_versions.c.adapter_row_id == adapters.c.row_id) & (
-            adapter_versions.c.version == adapters.c.live_version
-        )
-        columns = [
-            adapter_versions.c[name].label(f"live_{name}") for name in ("digest", "rank", "size_bytes")
-        ]
-        statement = sa.select(adapters, *columns).join(adapter_versions, live, isouter=True)
+        statement = sa.select(adapters)
+        for role in _ROLES:
+            of = adapter_versions.alias(role)
+            same = (of.c.adapter_row_id == adapters.c.row_id) & (
+                of.c.version == adapters.c[f"{role}_version"]
+            )
+            statement = statement.add_columns(*(of.c[name].label(f"{role}_{name}") for name in _BYTES))
+            statement = statement.join(of, same, isouter=True)
         found = (await self._session.run(statement.order_by(adapters.c.row_id))).mappings()
         return [_routed(row, labels) for row in found]
 
@@ -135,6 +178,33 @@ class Everyone:
             adapters=await self.routed_adapters(),
             attachments=await self.attachments(),
             instances=await self.unfinished_instances(),
+            suspended=await self.suspended_accounts(),
+        )
+
+    async def suspended_accounts(self) -> frozenset[str]:
+        statement = sa.select(accounts.c.id).where(accounts.c.suspended_at.is_not(None))
+        return frozenset((await self._session.run(statement)).scalars())
+
+    async def _caller(self, which: sa.ColumnElement[bool]) -> Caller | None:
+        known = accounts.c.id == api_keys.c.account_id
+        maker = members.c.id == api_keys.c.created_by
+        statement = (
+            sa.select(api_keys, accounts.c.suspended_at, members.c.role)
+            .join(accounts, known)
+            .join(members, maker, isouter=True)
+            .where(which)
+        )
+        row = (await self._session.run(statement)).mappings().first()
+        if row is None:
+            return None
+        key = ApiKey(**{name: row[name] for name in ApiKey.__struct_fields__})
+        return Caller(key, row["suspended_at"] is not None, row["role"])
+
+    async def _people(self, which: sa.ColumnElement[bool], limit: int) -> list[Member]:
+        statement = sa.select(members).join(accounts, accounts.c.id == members.c.account_id).where(which)
+        statement = statement.where(accounts.c.suspended_at.is_(None))
+        return await self._session.all(
+            statement.order_by(members.c.created_at, members.c.id).limit(limit), Member
         )
 
     async def _labels(self) -> dict[int, list[str]]:
@@ -147,12 +217,17 @@ class Everyone:
 
 
 _ADAPTER_FIELDS = Adapter.__struct_fields__
+_ROLES = ("live", "wanted", "canary")
+_BYTES = ("digest", "rank", "size_bytes")
 
 
 def _routed(row: sa.RowMapping, labels: dict[int, list[str]]) -> RoutedAdapter:
     adapter = Adapter(**{name: row[name] for name in _ADAPTER_FIELDS})
     former = (label for label in labels.get(adapter.row_id, ()) if label != adapter.label)
-    live: Any = row["live_digest"] and LiveVersion(
-        row["live_version"], row["live_digest"], row["live_rank"], row["live_size_bytes"]
-    )
-    return RoutedAdapter(adapter, (adapter.label, *former), live)
+    return RoutedAdapter(adapter, (adapter.label, *former), *(_bytes(row, role) for role in _ROLES))
+
+
+def _bytes(row: sa.RowMapping, role: str) -> VersionBytes | None:
+    if row[f"{role}_digest"] is None:
+        return None
+    return VersionBytes(row[f"{role}_version"], *(row[f"{role}_{name}"] for name in _BYTES))

@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pillion.core.errors import NotFoundError
+from pillion.core.replica import Failure
 from pillion.store.rows import AdapterVersion
 from pillion.store.session import Session, owned
 from pillion.store.tables import adapter_versions, adapters
@@ -51,6 +52,21 @@ class Versions:
         assert made is not None
         return made
 
+    async def by_digest(self, account: str, adapter_row_id: int, digest: str) -> AdapterVersion | None:
+        """The adapter's version of these bytes."""
+        statement = self._of(account, adapter_row_id).where(adapter_versions.c.digest == digest)
+        return await self._session.one(statement.order_by(adapter_versions.c.version), AdapterVersion)
+
+    async def went_live(self, account: str, adapter_row_id: int, version: int, now: float) -> None:
+        await self._update(
+            account, adapter_row_id, version, live_at=now, error_code=None, error_message=None
+        )
+
+    async def failed(self, account: str, adapter_row_id: int, version: int, error: Failure | None) -> None:
+        """Why it does not go live; None: it is tried anew."""
+        code, message = (error.code, error.message) if error else (None, None)
+        await self._update(account, adapter_row_id, version, error_code=code, error_message=message)
+
     async def get(self, account: str, adapter_row_id: int, version: int) -> AdapterVersion | None:
         statement = self._of(account, adapter_row_id).where(adapter_versions.c.version == version)
         return await self._session.one(statement, AdapterVersion)
@@ -70,6 +86,14 @@ class Versions:
             owned(adapter_versions, account), adapter_versions.c.adapter_row_id == adapter_row_id
         )
         return (await self._session.value(last) or 0) + 1
+
+    async def _update(self, account: str, adapter_row_id: int, version: int, **values: object) -> None:
+        statement = sa.update(adapter_versions).where(
+            owned(adapter_versions, account),
+            adapter_versions.c.adapter_row_id == adapter_row_id,
+            adapter_versions.c.version == version,
+        )
+        await self._session.run(statement.values(**values))
 
     def _of(self, account: str, adapter_row_id: int) -> sa.Select[Any]:
         return sa.select(adapter_versions).where(
