@@ -70,7 +70,8 @@ async def test_the_watch_is_on(database: Database) -> None:
 
 
 def test_all_tables_but_the_installations_own_are_tenants() -> None:
-    assert set(metadata.tables) - TENANT_TABLES == {"accounts", "settings", "leases", "usage_spools"}
+    installations = {"accounts", "settings", "leases", "usage_spools", "prices"}
+    assert set(metadata.tables) - TENANT_TABLES == installations
 
 
 def test_only_everyone_is_let_off() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from pillion.core.money import Book, Kind
 from pillion.core.permissions import Role
 from pillion.core.tiers import Tier
 
@@ -320,3 +321,22 @@ class SnapshotRows(msgspec.Struct, frozen=True):
     attachments: list[Attachment]
     instances: list[Instance]
     suspended: frozenset[str] = frozenset()
+
+
+class LedgerEntry(msgspec.Struct, frozen=True):
+    """`amount` moved from `source` to `target` (`core.money.Book`). Balances are the account's after it."""
+
+    id: int
+    account_id: str
+    key: str
+    kind: Kind
+    source: Book
+    target: Book
+    amount: int
+    at: float
+    hour: int
+    subject: str
+    model: str
+    detail: dict[str, Any]
+    available_after: int
+    held_after: int

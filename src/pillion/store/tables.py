@@ -394,4 +394,128 @@ usage_hours = sa.Table(
     _int("completion_tokens"),
 )
 
+# Never changed, only added. Instants are milliseconds, amounts 1e-6 of the currency.
+prices = sa.Table(
+    "prices",
+    metadata,
+    _id(),
+    _text("kind"),
+    _text("item"),
+    _text("region"),
+    _int("hourly"),
+    _int("input"),
+    _int("output"),
+    _int("effective_ms"),
+    _text("source"),
+    _time("created_at"),
+    sa.UniqueConstraint("kind", "item", "region", "effective_ms"),
+    sqlite_autoincrement=True,
+)
+
+# Balances as sums of `ledger_entries`, and what of `available` must be kept back. No foreign keys from here on: what was
+# paid stays true when what it was paid for is gone.
+wallets = sa.Table(
+    "wallets",
+    metadata,
+    _text("account_id", key=True),
+    _int("available"),
+    _int("held"),
+    _int("leased"),
+    _int("owed"),
+    sa.CheckConstraint("available >= 0", name="ck_wallets_available"),
+    sa.CheckConstraint("held >= 0", name="ck_wallets_held"),
+    sa.CheckConstraint("leased >= 0", name="ck_wallets_leased"),
+    sa.CheckConstraint("owed >= 0", name="ck_wallets_owed"),
+)
+
+# The database refuses to change or delete its rows (triggers in the history).
+ledger_entries = sa.Table(
+    "ledger_entries",
+    metadata,
+    _id(),
+    _text("account_id"),
+    _text("key"),
+    _text("kind"),
+    _text("source"),
+    _text("target"),
+    _int("amount"),
+    _time("at"),
+    _int("hour"),
+    _text("subject"),
+    _text("model"),
+    sa.Column("detail", Json, nullable=False),
+    _int("available_after"),
+    _int("held_after"),
+    sa.CheckConstraint("amount > 0", name="ck_ledger_entries_amount"),
+    sa.CheckConstraint("source <> target", name="ck_ledger_entries_books"),
+    sa.UniqueConstraint("account_id", "key"),
+    sa.Index(None, "account_id", "id"),
+    sa.Index(None, "account_id", "hour"),
+    sqlite_autoincrement=True,
+)
+
+bills = sa.Table(
+    "bills",
+    metadata,
+    _int("instance_id", key=True),
+    _text("account_id"),
+    _int("held"),
+    _int("number"),
+    sa.Column("open", sa.Boolean, nullable=False),
+    _time("opened_at"),
+    sa.CheckConstraint("held >= 0", name="ck_bills_held"),
+    sa.Index(None, "open"),
+)
+
+# A replica was ready from `began_ms` to `seen_ms`.
+runs = sa.Table(
+    "runs",
+    metadata,
+    _id(),
+    _text("account_id"),
+    _int("instance_id"),
+    _text("replica"),
+    _text("region"),
+    _text("gpu_type"),
+    _int("gpu_count"),
+    _int("began_ms"),
+    _int("seen_ms"),
+    _int("charged_ms"),
+    sa.Column("open", sa.Boolean, nullable=False),
+    sa.Column("billed", sa.Boolean, nullable=False),
+    sa.CheckConstraint("began_ms <= charged_ms AND charged_ms <= seen_ms", name="ck_runs_order"),
+    sa.Index(None, "instance_id"),
+    sa.Index(None, "replica"),
+    sa.Index(
+        "uq_runs_open", "replica", unique=True, sqlite_where=sa.text("open"), postgresql_where=sa.text("open")
+    ),
+    sqlite_autoincrement=True,
+)
+
+carries = sa.Table(
+    "carries",
+    metadata,
+    _text("account_id", key=True),
+    _int("price_id", key=True),
+    _int("remainder"),
+    _int("owed"),
+    _int("number"),
+    _int("posted_hour"),
+)
+
+# What gateways may spend of accounts' balances without asking again. `outstanding` is not yet covered by usage events.
+slices = sa.Table(
+    "slices",
+    metadata,
+    _text("account_id", key=True),
+    _text("gateway", key=True),
+    _text("epoch", key=True),
+    _int("number"),
+    _int("given"),
+    _int("outstanding"),
+    _time("until"),
+    sa.CheckConstraint("outstanding >= 0", name="ck_slices_outstanding"),
+    sa.Index(None, "until"),
+)
+
 TENANT_TABLES = frozenset(table.name for table in metadata.sorted_tables if "account_id" in table.c)
