@@ -8,13 +8,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pillion.core.replica import Failure, GrantEntry, Residency, ResidencyState
 from pillion.core.residency import (
     OCCUPYING,
+    PATIENCE_S,
+    Evict,
     IllegalTransitionError,
     Load,
+    Refuse,
     Table,
-    Unload,
     evictable,
     expired,
     plan,
+    unserved,
     victims,
 )
 
@@ -118,11 +121,75 @@ def test_the_least_valuable_goes_and_none_with_requests() -> None:
     residency = rows(a1="loaded", b1="loaded")
     entries = [loaded(A), loaded(B), attached(C)]
     worth = {A: 2.0, B: 1.0}
-    assert plan(residency, entries, 3, 0.0, value=lambda row: worth[row.engine_name]) == [Unload(B)]
-    assert plan(residency, entries, 3, 0.0, in_flight={A}) == [Unload(B)]
-    assert plan(residency, entries, 3, 0.0, in_flight={A, B}) == []
+    assert plan(residency, entries, 3, 10.0, value=lambda row: worth[row.engine_name]) == [Evict(B)]
+    assert plan(residency, entries, 3, 10.0, in_flight={A}) == [Evict(B)]
+    assert plan(residency, entries, 3, 10.0, in_flight={A, B}) == []
     used = residency | {A: Residency(A, "loaded", 0.0, last_used=5.0)}
     assert victims(used, entries) == [B, A]
+
+
+@pytest.mark.parametrize(
+    ("residency", "entries", "in_flight", "expected"),
+    [
+        pytest.param({}, [loaded(C)], [], [Load(loaded(C))], id="there is room"),
+        pytest.param(
+            rows(a1="loaded", b1="loaded"), [loaded(A), loaded(B), loaded(C)], [], [Evict(A)], id="make room"
+        ),
+        pytest.param(
+            rows(a1="loaded", b1="loaded"),
+            [attached(A), loaded(B), loaded(C)],
+            [B],
+            [Refuse(C)],
+            id="held, and in flight",
+        ),
+        pytest.param(
+            rows(a1="loaded", b1="evicting"), [loaded(A), loaded(C)], [], [], id="room is on its way"
+        ),
+        pytest.param(
+            rows(a1="loaded", b1="evicting"), [loaded(A), loaded(C)], [B], [Evict(A)], id="on a slow one"
+        ),
+        pytest.param(
+            rows(a1="loaded", b1="evicting"), [attached(A), loaded(C)], [B], [], id="a slow one is waited for"
+        ),
+        pytest.param(
+            rows(a1="loaded"), [loaded(A), attached(B), loaded("d@1"), loaded(C)], [], None, id="held first"
+        ),
+        pytest.param(rows(c1="failed"), [loaded(C)], [], [Load(loaded(C))], id="failed before"),
+        pytest.param(
+            rows(c1="evicting", a1="loaded"),
+            [loaded(C), loaded(A)],
+            [],
+            [],
+            id="on its way out: then it comes back",
+        ),
+    ],
+)
+def test_what_is_asked_for_pushes_out_the_least_valuable_or_is_refused(
+    residency: dict[str, Residency],
+    entries: list[GrantEntry],
+    in_flight: list[str],
+    expected: list[object] | None,
+) -> None:
+    actions = plan(residency, entries, 3, 10.0, asked={C}, in_flight=in_flight)
+    assert actions == ([Evict(A), Load(attached(B))] if expected is None else expected)
+
+
+def test_none_goes_before_it_served_what_it_was_loaded_for() -> None:
+    fresh = Residency(A, "loaded", 5.0, last_used=4.0)
+    entries, others = [loaded(A), attached(B), loaded(C)], rows(b1="loaded")
+    assert plan(others | {A: fresh}, entries, 3, 6.0, asked={C}) == [Refuse(C)]
+    served = Residency(A, "loaded", 5.0, last_used=5.5)
+    assert plan(others | {A: served}, entries, 3, 6.0, asked={C}) == [Evict(A)]
+    assert plan(others | {A: fresh}, entries, 3, 5.0 + PATIENCE_S, asked={C}) == [Evict(A)]
+    assert plan(others | {A: fresh}, [loaded(A), attached(B), attached(C)], 3, 6.0) == [Evict(A)]
+
+
+def test_an_eviction_that_a_request_forestalled() -> None:
+    table = Table([Residency(A, "loaded", 0.0, load_ms=7.0)])
+    table.begin_unload(A, 1.0)
+    row = table.kept(A, 2.0)
+    assert (row.state, row.last_used, row.load_ms) == ("loaded", 2.0, 7.0)
+    assert not unserved(row, 2.0)
 
 
 def test_a_life() -> None:
@@ -197,22 +264,39 @@ class Replica(RuleBasedStateMachine):
         self.grant: list[GrantEntry] = []
         self.now = 0.0
         self.busy: set[str] = set()
+        self.asked: set[str] = set()
 
     def apply_plan(self) -> int:
-        actions = plan(self.table.rows, self.grant, self.slots, self.now, in_flight=self.busy)
+        actions = plan(
+            self.table.rows, self.grant, self.slots, self.now, asked=self.asked, in_flight=self.busy
+        )
         held = {entry.engine_name: entry for entry in self.grant if not expired(entry, self.now)}
         for action in actions:
             if isinstance(action, Load):
+                self.asked.discard(action.entry.engine_name)
                 self.table.begin_load(action.entry.engine_name, self.now)
+            elif isinstance(action, Refuse):
+                assert self.table.occupied() >= self.slots - 1, "refused only where there is no room"
+                self.asked.remove(action.engine_name)
             else:
-                entry = held.get(action.engine_name)
-                assert entry is None or evictable(entry), "attached and pinned ones are never evicted"
-                assert entry is None or action.engine_name not in self.busy, (
-                    "nor those with requests in flight"
-                )
+                assert isinstance(action, Evict) == (action.engine_name in held)
+                if isinstance(action, Evict):
+                    assert evictable(held[action.engine_name]), "attached and pinned ones are never evicted"
+                    assert action.engine_name not in self.busy, "nor those with requests in flight"
+                    row = self.table.rows[action.engine_name]
+                    waits = [
+                        n
+                        for n, e in held.items()
+                        if not evictable(e) and self.state_of(n) in (None, "registered")
+                    ]
+                    assert waits or not unserved(row, self.now), "nor those that have yet to serve"
                 self.table.begin_unload(action.engine_name, self.now)
             assert self.table.occupied() <= self.slots, "a load takes a slot that is free already"
         return len(actions)
+
+    def state_of(self, name: str) -> str | None:
+        row = self.table.rows.get(name)
+        return None if row is None else row.state
 
     def settle(self, state: ResidencyState) -> None:
         for name in [name for name, row in self.table.rows.items() if row.state == state]:
@@ -233,6 +317,15 @@ class Replica(RuleBasedStateMachine):
     def planned(self) -> None:
         self.apply_plan()
 
+    @rule(which=names)
+    def asked_for(self, which: str) -> None:
+        self.asked.add(which)
+
+    @rule(which=names)
+    def used(self, which: str) -> None:
+        if which in self.table.rows:
+            self.table.used(which, self.now)
+
     @rule(which=names, busy=st.booleans())
     def requests(self, which: str, busy: bool) -> None:
         (self.busy.add if busy else self.busy.discard)(which)
@@ -250,7 +343,8 @@ class Replica(RuleBasedStateMachine):
     @rule(data=st.data())
     def unload_ends(self, data: st.DataObject) -> None:
         evicting = [name for name, row in self.table.rows.items() if row.state == "evicting"]
-        self.table.unloaded(data.draw(st.sampled_from(evicting)), self.now)
+        name = data.draw(st.sampled_from(evicting))
+        (self.table.kept if name in self.busy else self.table.unloaded)(name, self.now)
 
     @rule()
     def engine_dies(self) -> None:
@@ -260,6 +354,7 @@ class Replica(RuleBasedStateMachine):
     def left_alone_it_converges(self) -> None:
         """With time standing still and every load good, plans come to an end, with as much held as can be."""
         self.busy.clear()
+        self.asked.clear()
         for _ in range(40):
             acted = self.apply_plan()
             moving = any(row.state in ("loading", "evicting") for row in self.table.rows.values())

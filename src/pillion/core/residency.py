@@ -1,6 +1,7 @@
 """Which versions are in one engine's memory: the states, their transitions, and the plan from a grant.
 
     registered → loading → loaded → evicting → registered        loading → failed → loading (only when asked)
+                              ↑__________|   a request came first: it stays
 
 Pure: the agent applies what `plan` says, moves the `Table` as the engine confirms, and plans again.
 """
@@ -19,7 +20,7 @@ _LEGAL: dict[ResidencyState, frozenset[ResidencyState]] = {
     "registered": frozenset({"loading"}),
     "loading": frozenset({"loaded", "failed"}),
     "loaded": frozenset({"evicting"}),
-    "evicting": frozenset({"registered"}),
+    "evicting": frozenset({"registered", "loaded"}),
     "failed": frozenset({"loading", "registered"}),
 }
 
@@ -43,7 +44,21 @@ class Unload:
     engine_name: str
 
 
-Action = Load | Unload
+@dataclass(frozen=True)
+class Evict:
+    """Take this version out unless a request is with it: its slot is for another."""
+
+    engine_name: str
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """No room can be made now for this version, which is asked for."""
+
+    engine_name: str
+
+
+Action = Load | Unload | Evict | Refuse
 
 
 class IllegalTransitionError(Exception):
@@ -62,6 +77,7 @@ def plan(
     now: float,
     retry: Collection[str] = (),
     *,
+    asked: Collection[str] = (),
     in_flight: Collection[str] = (),
     value: Value = last_touched,
 ) -> list[Action]:
@@ -71,22 +87,36 @@ def plan(
     only by a flip: a version whose adapter has another version in the engine. A load appears only when its
     slot is free already; where there is none, unloads that make room come first, the load in a later plan.
 
-    Attached and pinned entries go before the others and push out unpinned loads without requests in flight
-    (names in `in_flight` have some), the least by `value` first. Unpinned loads push out nothing here. What
-    is expired at `now` or no longer in `entries` is unloaded. Versions in `loading` or `evicting` are left
-    alone; `failed` ones are loaded again only if in `retry`.
+    Attached and pinned entries go before those in `asked`, and these before the others. Both push out unpinned loads, the
+    least by `value` first, but none with requests in flight (names in `in_flight` have some); what has yet to serve what
+    it was loaded for goes only for the attached and pinned, and last. The others push out nothing. What is asked for and
+    gets no room that way is refused. What is expired at `now` or no longer in `entries` is unloaded. Versions in `loading`
+    or `evicting` are left alone; `failed` ones are loaded again only if in `asked` or `retry`.
     """
     wanted = {entry.engine_name: entry for entry in entries if not expired(entry, now)}
     unloads = [name for name, row in residency.items() if row.state == "loaded" and name not in wanted]
-    missing = [entry for name, entry in wanted.items() if _loadable(residency.get(name), name in retry)]
-    missing.sort(key=evictable)  # stable: held entries first, else in the order of the grant
+    missing = [
+        (_rank(entry, asked), entry)
+        for name, entry in wanted.items()
+        if _loadable(residency.get(name), name in retry or name in asked)
+    ]
+    missing.sort(key=lambda ranked: ranked[0])  # stable: within a rank in the order of the grant
 
     occupied = [name for name, row in residency.items() if row.state in OCCUPYING]
     loads, waiting = _fit(missing, occupied, slots)
-    leaving = len(unloads) + sum(row.state == "evicting" for row in residency.values())
-    short = sum(not evictable(entry) for entry in waiting) - leaving
-    unloads += victims(residency, wanted.values(), in_flight, value)[: max(0, short)]
-    return [*(Unload(name) for name in unloads), *(Load(entry) for entry in loads)]
+    leaving = {*unloads, *(name for name, row in residency.items() if row.state == "evicting")}
+    soon = len(leaving.difference(in_flight))
+    urgent = [entry for rank, entry in waiting if rank < _OTHER]
+    held = len(urgent) - sum(entry.engine_name in asked and evictable(entry) for entry in urgent)
+    idle = victims(residency, wanted.values(), in_flight, value)
+    evicted = _evicted(idle, residency, now, held - soon, len(urgent) - soon)
+    refused = [e.engine_name for e in urgent[len(evicted) + len(leaving) :] if e.engine_name in asked]
+    return [
+        *(Unload(name) for name in unloads),
+        *(Evict(name) for name in evicted),
+        *(Load(entry) for entry in loads),
+        *(Refuse(name) for name in refused),
+    ]
 
 
 def expired(entry: GrantEntry, now: float) -> bool:
@@ -120,28 +150,46 @@ def unserved(row: Residency, now: float, patience_s: float = PATIENCE_S) -> bool
     )
 
 
+def _evicted(
+    idle: Sequence[str], residency: Mapping[str, Residency], now: float, held: int, urgent: int
+) -> list[str]:
+    """Those of `idle` that go for `urgent` others, `held` of which are attached or pinned."""
+    served = [name for name in idle if not unserved(residency[name], now)][: max(0, urgent)]
+    fresh = [name for name in idle if unserved(residency[name], now)]
+    return served + fresh[: max(0, held - len(served))]
+
+
+_HELD, _ASKED, _OTHER = 0, 1, 2
+
+
+def _rank(entry: GrantEntry, asked: Collection[str]) -> int:
+    if not evictable(entry):
+        return _HELD
+    return _ASKED if entry.engine_name in asked else _OTHER
+
+
 def _loadable(row: Residency | None, asked: bool) -> bool:
     return row is None or row.state == "registered" or (row.state == "failed" and asked)
 
 
 def _fit(
-    missing: Sequence[GrantEntry], occupied: Sequence[str], slots: int
-) -> tuple[list[GrantEntry], list[GrantEntry]]:
-    """Those of `missing` that have a slot now, and those that must wait.
+    missing: Sequence[tuple[int, GrantEntry]], occupied: Sequence[str], slots: int
+) -> tuple[list[GrantEntry], list[tuple[int, GrantEntry]]]:
+    """Those of `missing` that have a slot now, and those that must wait, by rank.
 
-    While a held entry waits no evictable one is loaded: it would be pushed out for it, again and again.
+    While one of a rank before it waits, none is loaded: it would be pushed out for it, again and again.
     """
     loads: list[GrantEntry] = []
-    waiting: list[GrantEntry] = []
+    waiting: list[tuple[int, GrantEntry]] = []
     adapters = {name.partition("@")[0] for name in occupied}
-    for entry in missing:
+    for rank, entry in missing:
         room = slots if entry.adapter_id in adapters else slots - 1
-        held_waits = bool(waiting) and not evictable(waiting[0])
-        if len(occupied) + len(loads) < room and not (held_waits and evictable(entry)):
+        others_first = bool(waiting) and waiting[0][0] < rank
+        if len(occupied) + len(loads) < room and not others_first:
             loads.append(entry)
             adapters.add(entry.adapter_id)
         else:
-            waiting.append(entry)
+            waiting.append((rank, entry))
     return loads, waiting
 
 
@@ -177,6 +225,10 @@ class Table:
 
     def begin_unload(self, engine_name: str, now: float) -> Residency:
         return self._move(engine_name, "evicting", now)
+
+    def kept(self, engine_name: str, now: float) -> Residency:
+        """It was to be evicted, and a request came first."""
+        return self._move(engine_name, "loaded", now, last_used=now)
 
     def unloaded(self, engine_name: str, now: float) -> Residency:
         """The engine was asked again and no longer has it."""

@@ -16,6 +16,7 @@ LOAD_TIMEOUT_S = 600.0
 CUT_GRACE_S = 30.0
 # Refusals that the same bytes would meet again; all others may pass.
 LASTING = frozenset({"engine_refused", "name_taken"})
+BUSY = "adapter_busy"
 
 
 class EngineError(PillionError):
@@ -48,13 +49,24 @@ class BaseState(msgspec.Struct, frozen=True):
 
 
 class AdapterState(msgspec.Struct, frozen=True):
-    """`open` to gateways; `resident` by the engine's own word; `inflight` requests with it now."""
+    """`open` to gateways; `resident` by the engine's own word; `inflight` requests with it now.
+
+    `requests`: how many of gateways have begun since it was loaded.
+    """
 
     name: str
     path: str
     inflight: int
     open: bool
     resident: bool
+    requests: int = 0
+
+
+class Requests(msgspec.Struct, frozen=True):
+    """With one adapter: in flight now, and begun since it was loaded."""
+
+    inflight: int
+    requests: int
 
 
 class EngineState(msgspec.Struct, frozen=True):
@@ -100,6 +112,10 @@ class EngineClient:
     async def state(self) -> EngineState:
         return msgspec.json.decode(await self._call("GET", "/pillion/v1/state"), type=EngineState)
 
+    async def requests(self) -> dict[str, Requests]:
+        """By adapter. The engine itself is not asked."""
+        return msgspec.json.decode(await self._call("GET", "/pillion/v1/requests"), type=dict[str, Requests])
+
     async def load(self, name: str, path: str) -> float:
         """Loads, closed to gateways; returns milliseconds. Idempotent."""
         answer = await self._call(
@@ -119,6 +135,16 @@ class EngineClient:
             "DELETE", f"{_adapter(name)}?deadline_s={deadline_s:g}", timeout_s=deadline_s + CUT_GRACE_S
         )
         return msgspec.json.decode(answer, type=Unloaded)
+
+    async def evict(self, name: str) -> bool:
+        """Unloads it, proved gone; False, and nothing done, where a request is in flight with it."""
+        try:
+            await self._call("DELETE", f"{_adapter(name)}?deadline_s=0&only_idle=true", timeout_s=CUT_GRACE_S)
+        except EngineError as error:
+            if error.code != BUSY:
+                raise
+            return False
+        return True
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """`POST /v1/completions` with the agent's key, which closed adapters answer too."""

@@ -161,7 +161,14 @@ async def test_state_asks_the_engine() -> None:
         "plugin": {"version": "0.1.0", "lora": "native", "reason": None},
         "base": {"name": BASE, "inflight": 0},
         "adapters": [
-            {"name": ADAPTER, "path": f"/a/{ADAPTER}", "inflight": 0, "open": True, "resident": True}
+            {
+                "name": ADAPTER,
+                "path": f"/a/{ADAPTER}",
+                "inflight": 0,
+                "requests": 0,
+                "open": True,
+                "resident": True,
+            }
         ],
     }
     bench.engine.held.clear()

@@ -12,6 +12,10 @@ def load(bench: Bench, name: object = ADAPTER, path: object = f"/a/{ADAPTER}") -
     return bench.agent.start("POST", "/pillion/v1/adapters", {"name": name, "path": path})
 
 
+def evict(bench: Bench, name: str = ADAPTER) -> Call:
+    return bench.agent.start("DELETE", f"/pillion/v1/adapters/{name}?deadline_s=0&only_idle=true")
+
+
 def unload(bench: Bench, name: str = ADAPTER, deadline_s: float = 30) -> Call:
     return bench.agent.start("DELETE", f"/pillion/v1/adapters/{name}?deadline_s={deadline_s}")
 
@@ -40,6 +44,7 @@ async def test_what_the_engine_lost_is_loaded_again_and_closed() -> None:
         "name": ADAPTER,
         "path": "",
         "inflight": 0,
+        "requests": 0,
         "open": False,
         "resident": True,
     }
@@ -125,6 +130,21 @@ async def test_closing_lets_requests_in_flight_finish() -> None:
     bench.engine.tick(2)
     assert (await stream.answer()).whole
     assert b'"t":1' in stream.body
+
+
+async def test_what_is_in_use_is_not_evicted_and_stays_open() -> None:
+    bench = Bench()
+    await bench.load(ADAPTER)
+    call = bench.user.chat(ADAPTER, tokens=1)
+    await until(lambda: bench.engine.running == [ADAPTER])
+    answer = await evict(bench).answer()
+    assert (answer.status, answer.code) == (409, "adapter_busy")
+    assert (await bench.adapter(ADAPTER))["open"] is True
+    bench.engine.tick(1)
+    assert (await call.answer()).status == 200
+    assert (await evict(bench).answer()).status == 200
+    assert ADAPTER not in bench.engine.held
+    assert (await evict(bench).answer()).status == 404
 
 
 async def test_unload_waits_for_what_is_in_flight() -> None:

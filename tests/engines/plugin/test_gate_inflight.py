@@ -14,6 +14,9 @@ async def test_requests_are_counted_by_model() -> None:
     await until(lambda: len(bench.engine.running) == 4)
     assert (await bench.state())["base"]["inflight"] == 1
     assert (await bench.adapter(ADAPTER))["inflight"] == 3
+    counts = await bench.agent.call("GET", "/pillion/v1/requests")
+    assert counts.json() == {ADAPTER: {"inflight": 3, "requests": 2}}, "the agent's own are no demand"
+    assert (await bench.user.call("GET", "/pillion/v1/requests")).status == 403
     bench.engine.tick(4)
     for call in calls:
         await call.answer()

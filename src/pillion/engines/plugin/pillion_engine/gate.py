@@ -117,6 +117,7 @@ class Gate:
         if entry is not None:
             self._keep_right(facts, role, entry)
             entry.flights.add(flight)
+            entry.requests += role == "infer"
         try:
             await flight.run(self._app, scope, body, receive, send)
         finally:
@@ -164,6 +165,8 @@ class Gate:
         method = scope["method"]
         if path == "/pillion/v1/state" and method == "GET":
             return await send_json(send, 200, await self._state())
+        if path == "/pillion/v1/requests" and method == "GET":
+            return await send_json(send, 200, self._requests())
         if path == "/pillion/v1/adapters" and method == "POST":
             name, directory = _adapter_of(await read_body(scope, receive, self._max_body))
             return await send_json(
@@ -172,7 +175,9 @@ class Gate:
         prefix = "/pillion/v1/adapters/"
         name, _, verb = path.removeprefix(prefix).partition("/") if path.startswith(prefix) else ("", "", "")
         if name and method == "DELETE" and not verb:
-            return await send_json(send, 200, await self._roster.unload(name, _deadline_of(scope)))
+            deadline_s, only_idle = _deadline_of(scope), _query(scope, "only_idle") == "true"
+            gone = await self._roster.unload(name, deadline_s, only_idle=only_idle)
+            return await send_json(send, 200, gone)
         if name and method == "POST" and verb in ("open", "close"):
             await self._roster.set_open(name, verb == "open")
             return await send_json(send, 200, {"name": name, "open": verb == "open"})
@@ -192,11 +197,19 @@ class Gate:
                     "name": entry.name,
                     "path": entry.path,
                     "inflight": len(entry.flights),
+                    "requests": entry.requests,
                     "open": entry.open,
                     "resident": entry.name in resident,
                 }
                 for entry in self._roster.adapters.values()
             ],
+        }
+
+    def _requests(self) -> dict[str, Any]:
+        """Without a word to the engine."""
+        adapters = self._roster.adapters.values()
+        return {
+            entry.name: {"inflight": len(entry.flights), "requests": entry.requests} for entry in adapters
         }
 
 
@@ -254,14 +267,19 @@ def _adapter_of(body: bytes) -> tuple[str, str]:
 
 
 def _deadline_of(scope: Scope) -> float:
-    given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("deadline_s")
+    given = _query(scope, "deadline_s")
     try:
-        deadline = float(given[-1]) if given else UNLOAD_DEADLINE_S
+        deadline = float(given) if given else UNLOAD_DEADLINE_S
     except ValueError:
         deadline = -1.0
     if not 0 <= deadline <= 86_400:
         _malformed("`deadline_s` must be a number of seconds between 0 and 86400.", "deadline_s")
     return deadline
+
+
+def _query(scope: Scope, name: str) -> str | None:
+    given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get(name)
+    return given[-1] if given else None
 
 
 def _malformed(message: str, param: str | None = None) -> NoReturn:

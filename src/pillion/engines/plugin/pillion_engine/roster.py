@@ -19,13 +19,17 @@ UNLOAD_PROOF_EVERY_S = 0.1
 
 @dataclass
 class Entry:
-    """A model name and the requests in flight with it. `leaving` shuts out even the agent."""
+    """A model name and the requests in flight with it. `leaving` shuts out even the agent.
+
+    `requests`: how many of gateways have begun since it was loaded.
+    """
 
     name: str
     path: str
     open: bool = False
     leaving: bool = False
     flights: set[Flight] = field(default_factory=set)
+    requests: int = 0
 
 
 class Roster:
@@ -70,17 +74,21 @@ class Roster:
         async with self._alone(name):
             self._known(name).open = is_open
 
-    async def unload(self, name: str, deadline_s: float) -> dict[str, float]:
+    async def unload(self, name: str, deadline_s: float, *, only_idle: bool = False) -> dict[str, float]:
         """Drains, cuts off what is left after `deadline_s`, unloads and has the engine prove it.
 
         Returns `drained`, `cut` and `unload_ms`. 500 `unload_unproved` when the engine still holds the
         adapter or a request with it; the name then stays known, closed, and can be unloaded again.
 
-        Asked again with a shorter deadline while it drains, the shorter one holds.
+        Asked again with a shorter deadline while it drains, the shorter one holds. `only_idle`: 409 `adapter_busy`
+        where a request is in flight with it, and nothing is done.
         """
-        await self._hasten(name, deadline_s)
+        if not only_idle:
+            await self._hasten(name, deadline_s)
         async with self._alone(name):
             entry = self._known(name)
+            if only_idle and entry.flights:
+                raise Refusal(409, "adapter_busy", f"Requests with '{name}' are in flight.", param="name")
             entry.open = False
             entry.leaving = True
             try:
