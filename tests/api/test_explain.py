@@ -27,9 +27,9 @@ async def test_from_nowhere_to_served_and_back(site: Site) -> None:
     assert {r["replica"] for r in place["replicas"]} == {r["id"] for r in made["replicas"]}
     assert [(r["serving"], r["version"]) for r in place["replicas"]] == [(True, 1)] * 2
     for fleet in site.world.fleets.values():
-        fleet.only.tell(ready=False, stage="loading", detail="weights 3 of 5")
+        fleet.only.tell(ready=False, stage="loading")
     later = await until(site.control, lambda: explained(site, "mine"), lambda e: not e["served"])
-    assert "weights 3 of 5" in later["summary"]
+    assert "its engine is loading" in later["summary"]
 
 
 async def test_a_region_that_cannot_be_started_says_when_it_is_tried_again(site: Site) -> None:
