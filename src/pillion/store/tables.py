@@ -310,6 +310,27 @@ events = sa.Table(
     _text("subject"),
     sa.Column("detail", Json, nullable=False),
     sa.Index(None, "account_id", "subject", "id"),
+    sa.Index(None, "account_id", "id"),
+    sa.Index(None, "at"),
+    sqlite_autoincrement=True,
+)
+
+# No foreign keys: who did what stays true when they are gone. `status` is null while it is being done.
+audit = sa.Table(
+    "audit",
+    metadata,
+    _id(),
+    _text("account_id"),
+    _time("at"),
+    _text("key_id"),
+    _text("action"),
+    _text("subject"),
+    _text("request_id", null=True),
+    _text("made", null=True),
+    _int("status", null=True),
+    _text("error", null=True),
+    sa.Index(None, "account_id", "id"),
+    sa.Index(None, "at"),
     sqlite_autoincrement=True,
 )
 
