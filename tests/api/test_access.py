@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
 from pillion.control import accounts, keys
@@ -125,9 +126,31 @@ WRITES = [
     ("POST", "/v1/jobs/x/cancel"),
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys"),
+    ("GET", "/v1/keys/x"),
+    ("PATCH", "/v1/keys/x"),
     ("DELETE", "/v1/keys/x"),
     ("PUT", "/v1/account/hf-token"),
     ("DELETE", "/v1/account/hf-token"),
+]
+READS = [
+    "/v1/adapters",
+    "/v1/adapters/status",
+    "/v1/adapters/x",
+    "/v1/adapters/x/versions",
+    "/v1/adapters/x/events",
+    "/v1/adapters/x/explain",
+    "/v1/adapters/x/eligible-instances",
+    "/v1/instances",
+    "/v1/instances/1",
+    "/v1/instances/1/events",
+    "/v1/instances/1/adapters",
+    "/v1/jobs",
+    "/v1/jobs/x",
+    "/v1/registered-models",
+    "/v1/registered-models/x",
+    "/v1/usage/summary",
+    "/v1/usage/events",
+    "/v1/billing/snapshot",
 ]
 OPERATOR = [
     ("GET", "/v1/admin/accounts"),
@@ -142,6 +165,16 @@ class TestScopes:
         self, site: Site, method: str, path: str
     ) -> None:
         refused(await site.a.infer.request(method, path), 403, "insufficient_scope")
+
+    @pytest.mark.parametrize("path", READS)
+    async def test_a_key_that_can_only_infer_reads_nothing_of_the_account(
+        self, site: Site, path: str
+    ) -> None:
+        refused(await site.a.infer.get(path), 403, "insufficient_scope")
+
+    @pytest.mark.parametrize("path", ["/v1/account", "/v1/catalog", "/v1/regions", "/v1/gpu-types"])
+    async def test_any_key_may_ask_whose_it_is_and_what_there_is(self, site: Site, path: str) -> None:
+        found(await site.a.infer.get(path))
 
     @pytest.mark.parametrize(("method", "path"), OPERATOR)
     async def test_a_tenant_is_no_operator(self, site: Site, method: str, path: str) -> None:
@@ -205,6 +238,12 @@ class TestKeys:
             {"scopes": "manage"},
             {"name": "x" * 101},
             {"nam": "x"},
+            {"allow": ["x"]},
+            {"allow": ["10.1.2.3/8"]},
+            {"allow": ["1.1.1.1"] * 101},
+            {"allow": "1.1.1.1"},
+            {"spend_limit": -1},
+            {"expires_at": 5},
             [],
             5,
             None,
@@ -212,6 +251,51 @@ class TestKeys:
     )
     async def test_what_is_no_key_request(self, site: Site, body: object) -> None:
         refused(await site.a.post("/v1/keys", body), 400, "invalid_request")
+
+    async def test_terms_are_kept_and_change(self, site: Site) -> None:
+        terms = {"allow": ["192.0.2.7", "10.0.0.0/8", "10.0.0.0/8"], "spend_limit": 5_000_000}
+        made = found(await site.a.post("/v1/keys", {"name": "k", **terms, "requests_per_minute": 5}))
+        assert made["allow"] == ["192.0.2.7/32", "10.0.0.0/8"]
+        path = f"/v1/keys/{made['id']}"
+        changed = found(await site.a.patch(path, {"requests_per_minute": None, "allow": ["::1"]}))
+        assert (changed["allow"], changed["requests_per_minute"], changed["key"]) == (["::1/128"], None, None)
+        assert (changed["name"], changed["spend_limit"]) == ("k", 5_000_000)
+        assert found(await site.a.get(path)) == changed
+        assert found(await site.a.patch(path, {"allow": []}))["allow"] == []
+        assert found(await site.a.patch(path, {"name": "other"}))["name"] == "other"
+        for bad in (
+            {"allow": ["x"]},
+            {"expires_at": 1.0},
+            {"scopes": ["manage"]},
+            {"requests_per_minute": 0},
+        ):
+            refused(await site.a.patch(path, bad), 400, "invalid_request")
+        refused(await site.b.get(path), 404, "not_found")
+        refused(await site.b.patch(path, {"name": "stolen"}), 404, "not_found")
+        found(await site.a.delete(path))
+        refused(await site.a.patch(path, {"name": "late"}), 404, "not_found")
+
+    async def test_a_key_is_good_from_its_networks_alone(self, site: Site) -> None:
+        body = {"scopes": ["manage"], "allow": ["192.0.2.0/24", "2001:db8::/32"]}
+        made = with_key(site, found(await site.a.post("/v1/keys", body))["key"])
+
+        async def ask(*forwarded: str) -> httpx.Response:
+            fields = made | ({"x-forwarded-for": ", ".join(forwarded)} if forwarded else {})
+            return await site.nobody.get("/v1/adapters", headers=fields)
+
+        found(await ask("192.0.2.9"))
+        found(await ask("2001:db8::5"))
+        found(await ask("198.51.100.1", "192.0.2.9"))
+        error = refused(await ask("192.0.2.9", "198.51.100.1"), 403, "address_not_allowed")
+        assert "198.51.100.1" in error["message"]
+        refused(await ask(), 403, "address_not_allowed")
+        refused(await ask("nonsense"), 403, "address_not_allowed")
+
+    async def test_gateways_hear_of_terms(self, site: Site) -> None:
+        made = found(await site.a.post("/v1/keys", {"allow": ["10.0.0.0/8"]}))
+        snapshot = await site.world.snapshot(site.control)
+        key = next(key for key in snapshot.keys.values() if key.id == made["id"])
+        assert (key.allow, key.suspended) == (("10.0.0.0/8",), False)
 
 
 class TestAccounts:

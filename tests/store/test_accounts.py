@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pillion.core.errors import NameTakenError, NotFoundError
-from pillion.store.rows import Account
+from pillion.store.rows import Account, Caller
 from pillion.store.transaction import Tx
 from tests.store.conftest import NOW
 
@@ -28,6 +28,19 @@ async def test_an_account_name_is_taken_once(tx: Tx) -> None:
     assert await tx.accounts.count() == 2
 
 
+async def test_accounts_change(tx: Tx) -> None:
+    changed = await tx.accounts.update("acc_a", tier="dedicated", local_only=True, suspended_at=NOW)
+    assert (changed.tier, changed.local_only, changed.suspended_at) == ("dedicated", True, NOW)
+    assert await tx.everyone.suspended_accounts() == {"acc_a"}
+    with pytest.raises(NameTakenError, match="named 'b' already"):
+        await tx.accounts.update("acc_a", name="b")
+    with pytest.raises(NotFoundError):
+        await tx.accounts.update("acc_x", tier="shared")
+    await tx.accounts.update("acc_a", name="a~", deleted_at=NOW)
+    assert [account.id for account in await tx.accounts.list()] == ["acc_b"]
+    await tx.accounts.create("acc_c", name="a", now=NOW)
+
+
 async def test_locking_no_account(tx: Tx) -> None:
     assert (await tx.accounts.lock("acc_a")).id == "acc_a"
     with pytest.raises(NotFoundError):
@@ -41,8 +54,8 @@ async def test_keys(tx: Tx) -> None:
     assert one.scopes == ["inference", "manage"]
     assert await tx.keys.list("acc_a") == [one]
     assert await tx.keys.get("acc_a", "key_2") is None
-    assert await tx.everyone.key_by_lookup("L2") == two
-    assert await tx.everyone.key_by_lookup("L3") is None
+    assert await tx.everyone.caller_by_lookup("L2") == Caller(two, suspended=False, role=None)
+    assert await tx.everyone.caller_by_lookup("L3") is None
 
     assert not await tx.keys.revoke("acc_a", "key_2", NOW)
     assert await tx.keys.revoke("acc_b", "key_2", NOW + 1)

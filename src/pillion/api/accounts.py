@@ -1,4 +1,4 @@
-"""Accounts, for the operator."""
+"""The caller's account, its Hugging Face token; and for the operator, all accounts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,32 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from pillion.api.adapters import Limit
-from pillion.api.auth import Ctl, Operator
-from pillion.api.requests import AccountBody, KeyBody
+from pillion.api.auth import Anyone, Ctl, Manager, Operator
+from pillion.api.keys import terms_of
+from pillion.api.requests import AccountBody, HfTokenBody, KeyBody
 from pillion.control import accounts, keys
-from pillion.control.views import AccountView, KeyView, Page
+from pillion.control.views import AccountView, Deleted, KeyView, Page
 
-router = APIRouter(tags=["admin"])
+router = APIRouter()
 
 
-@router.get("/v1/admin/accounts")
+@router.get("/v1/account", tags=["account"])
+async def get_account(control: Ctl, caller: Anyone) -> AccountView:
+    return await accounts.get(control, caller)
+
+
+@router.put("/v1/account/hf-token", tags=["account"])
+async def put_hf_token(control: Ctl, caller: Manager, body: HfTokenBody) -> Deleted:
+    await accounts.put_hf_token(control, caller, body.token)
+    return Deleted("hf-token", deleted=False)
+
+
+@router.delete("/v1/account/hf-token", tags=["account"])
+async def delete_hf_token(control: Ctl, caller: Manager) -> Deleted:
+    return Deleted("hf-token", await accounts.delete_hf_token(control, caller))
+
+
+@router.get("/v1/admin/accounts", tags=["admin"])
 async def list_accounts(
     control: Ctl,
     caller: Operator,
@@ -28,12 +45,12 @@ async def list_accounts(
     return await accounts.listing(control, after, limit)
 
 
-@router.post("/v1/admin/accounts", status_code=201)
+@router.post("/v1/admin/accounts", status_code=201, tags=["admin"])
 async def create_account(control: Ctl, caller: Operator, body: AccountBody) -> AccountView:
     return await accounts.create(control, body.name, body.tier)
 
 
-@router.post("/v1/admin/accounts/{id}/keys", status_code=201)
+@router.post("/v1/admin/accounts/{id}/keys", status_code=201, tags=["admin"])
 async def create_account_key(control: Ctl, caller: Operator, id: str, body: KeyBody) -> KeyView:
     """A key for another account, to hand over; shown once."""
-    return await keys.create_for(control, caller, id, body.name, list(body.scopes))
+    return await keys.create_for(control, caller, id, body.name, list(body.scopes), terms_of(body))

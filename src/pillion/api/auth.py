@@ -20,27 +20,46 @@ def control_of(request: Request) -> Control:
     return control
 
 
+def address_of(request: Request) -> str:
+    """The client's, as the gateway in front tells it: nobody else reaches this listener."""
+    told = request.headers.get("x-forwarded-for", "")
+    return told.rpartition(",")[2].strip() or (request.client.host if request.client else "")
+
+
 Ctl = Annotated[Control, Depends(control_of)]
+Address = Annotated[str, Depends(address_of)]
 
 
 async def _principal(
-    control: Ctl, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+    control: Ctl,
+    address: Address,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
 ) -> Principal:
     if credentials is None:
         raise InvalidApiKeyError("send your API key as `Authorization: Bearer pil_…`.")
-    return await authenticate(control, credentials.credentials)
+    return await authenticate(control, credentials.credentials, address)
 
 
-Caller = Annotated[Principal, Depends(_principal)]
+Anyone = Annotated[Principal, Depends(_principal)]
 
 
-async def _manager(caller: Caller) -> Principal:
+async def _reader(caller: Anyone) -> Principal:
+    return caller.need("read")
+
+
+async def _manager(caller: Anyone) -> Principal:
     return caller.need("manage")
 
 
-async def _operator(caller: Caller) -> Principal:
-    return caller.need("admin")
+async def _owner(caller: Anyone) -> Principal:
+    return caller.need("team")
 
 
+async def _operator(caller: Anyone) -> Principal:
+    return caller.need("operate")
+
+
+Caller = Annotated[Principal, Depends(_reader)]
 Manager = Annotated[Principal, Depends(_manager)]
+Owner = Annotated[Principal, Depends(_owner)]
 Operator = Annotated[Principal, Depends(_operator)]

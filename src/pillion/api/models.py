@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from pillion.api.auth import Caller, Ctl, Manager
+from pillion.api.auth import Anyone, Caller, Ctl, Manager
 from pillion.api.requests import RegisterModelBody
 from pillion.control import models
 from pillion.control.views import Deleted, GpuTypeView, ModelView, Page, RegionView
@@ -13,17 +13,17 @@ router = APIRouter(tags=["models"])
 
 
 @router.get("/v1/catalog")
-async def catalog(control: Ctl, caller: Caller) -> Page[ModelView]:
+async def catalog(control: Ctl, caller: Anyone) -> Page[ModelView]:
     return models.catalog(control)
 
 
 @router.get("/v1/regions")
-async def regions(control: Ctl, caller: Caller) -> Page[RegionView]:
+async def regions(control: Ctl, caller: Anyone) -> Page[RegionView]:
     return models.regions(control)
 
 
 @router.get("/v1/gpu-types")
-async def gpu_types(control: Ctl, caller: Caller) -> Page[GpuTypeView]:
+async def gpu_types(control: Ctl, caller: Anyone) -> Page[GpuTypeView]:
     return models.gpu_types(control)
 
 

@@ -92,6 +92,23 @@ class KeyBody(_Body):
     expires_at: float | None = Field(default=None, description="Seconds since the epoch.")
     requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000)
     tokens_per_minute: int | None = Field(default=None, ge=1, le=10_000_000_000)
+    allow: list[Short] = Field(
+        default=[], max_length=100, description="Addresses and CIDRs it may be used from; anywhere if empty."
+    )
+    spend_limit: int | None = Field(
+        default=None, ge=0, lt=2**53, description="Micro-units of the currency per calendar month (UTC)."
+    )
+
+
+class KeyChangeBody(_Body):
+    """What is left out stays as it is."""
+
+    name: str = Field(default="", max_length=100)
+    expires_at: float | None = Field(default=None, description="Seconds since the epoch.")
+    requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000)
+    tokens_per_minute: int | None = Field(default=None, ge=1, le=10_000_000_000)
+    allow: list[Short] = Field(default=[], max_length=100)
+    spend_limit: int | None = Field(default=None, ge=0, lt=2**53)
 
 
 class AccountBody(_Body):
@@ -109,3 +126,23 @@ class RegisterModelBody(_Body):
 
 class HfTokenBody(_Body):
     token: str = Field(min_length=1, max_length=500)
+
+
+class PriceBody(_Body):
+    kind: Literal["gpu_hour", "tokens"]
+    item: str = Field(max_length=200, description="A GPU type, or a base model.")
+    region: Short | None = None
+    hourly: int | None = Field(default=None, ge=0, description="In 1e-6 of the currency.")
+    input: int | None = Field(default=None, ge=0, description="In 1e-6 of the currency per 1,000,000 tokens.")
+    output: int | None = Field(default=None, ge=0)
+    effective_at: float | None = Field(default=None, ge=0, le=1e11, description="Seconds since the epoch.")
+
+
+class CreditBody(_Body):
+    account: str = Field(max_length=80)
+    kind: Literal["topup", "bonus", "admin_correction"] = "topup"
+    amount: int = Field(description="In 1e-6 of the currency.", ge=-(10**15), le=10**15)
+    key: str | None = Field(
+        default=None, min_length=1, max_length=100, description="Given again, it is the same credit."
+    )
+    note: str = Field(default="", max_length=200)

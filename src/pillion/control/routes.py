@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from pillion.control.plan import name_of, spec_of
 from pillion.core import snapshot as wire
@@ -19,7 +19,7 @@ def routes_of(
     rows: SnapshotRows, replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus], catalogue: Catalogue
 ) -> Content:
     """Keys by lookup id, models, adapters and instances with the replicas that were heard."""
-    keys = {row.lookup: _key(row) for row in rows.keys}
+    keys = {row.lookup: _key(row, rows.suspended) for row in rows.keys}
     models = [wire.Model(m.name, None, m.kind, m.lora) for m in catalogue.models]
     models += [wire.Model(m.name, m.account_id, m.kind, m.lora) for m in rows.models]
     held: dict[int, list[Attachment]] = {}
@@ -43,7 +43,7 @@ def routes_of(
     )
 
 
-def _key(row: ApiKey) -> wire.Key:
+def _key(row: ApiKey, suspended: Collection[str]) -> wire.Key:
     return wire.Key(
         row.id,
         row.account_id,
@@ -52,6 +52,8 @@ def _key(row: ApiKey) -> wire.Key:
         row.expires_at,
         row.requests_per_minute,
         row.tokens_per_minute,
+        tuple(row.allow or ()),
+        row.account_id in suspended,
     )
 
 

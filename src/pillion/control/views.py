@@ -176,7 +176,7 @@ class ImportView:
 
 @dataclass(frozen=True)
 class KeyView:
-    """`key` is there only in the answer that made it."""
+    """`key` is there only in the answer that made it. `created_by`: the member who did, where one did."""
 
     id: str
     name: str
@@ -188,6 +188,9 @@ class KeyView:
     expires_at: float | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    allow: list[str] = field(default_factory=list)
+    spend_limit: int | None = None
+    created_by: str | None = None
 
 
 @dataclass(frozen=True)

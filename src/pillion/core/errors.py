@@ -73,6 +73,22 @@ class InsufficientScopeError(PillionError):
     status, code, type = 403, "insufficient_scope", "permission_error"
 
 
+class AccountSuspendedError(PillionError):
+    status, code, type = 403, "account_suspended", "permission_error"
+
+    def __init__(self) -> None:
+        super().__init__("this account is suspended; ask the operator why.")
+
+
+class AddressNotAllowedError(PillionError):
+    """The key is good, and may not be used from here."""
+
+    status, code, type = 403, "address_not_allowed", "permission_error"
+
+    def __init__(self, address: str) -> None:
+        super().__init__(f"this API key may not be used from {address[:80] or 'an unknown address'}.")
+
+
 class NotFoundError(PillionError):
     status, code, type = 404, "not_found", "not_found_error"
 

@@ -9,7 +9,10 @@ import msgspec
 
 
 class Key(msgspec.Struct, frozen=True):
-    """An API key that is not revoked. `digest` as `core.keys.digest`."""
+    """An API key that is not revoked. `digest` as `core.keys.digest`. `allow`: CIDRs; anywhere where there are none.
+
+    `suspended`: its account is.
+    """
 
     id: str
     account: str
@@ -18,6 +21,8 @@ class Key(msgspec.Struct, frozen=True):
     expires_at: float | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    allow: tuple[str, ...] = ()
+    suspended: bool = False
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -27,6 +32,14 @@ class Model(msgspec.Struct, frozen=True):
     account: str | None
     kind: str
     lora: bool
+
+
+class Canary(msgspec.Struct, frozen=True):
+    """A version beside the live one that gets `share` (0..1) of the requests, where it is resident."""
+
+    version: int
+    engine_name: str
+    share: float
 
 
 class Adapter(msgspec.Struct, frozen=True):
@@ -51,6 +64,7 @@ class Adapter(msgspec.Struct, frozen=True):
     created_at: float = 0.0
     rank: int = 0
     permit: bytes | None = None
+    canary: Canary | None = None
 
 
 class Replica(msgspec.Struct, frozen=True):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 from pillion.core.errors import NameTakenError, NotFoundError
-from pillion.store.rows import Account, Tier
+from pillion.core.tiers import Tier
+from pillion.store.rows import Account
 from pillion.store.session import Session
 from pillion.store.tables import accounts
 
@@ -21,9 +24,7 @@ class Accounts:
         fields = {"id": id, "name": name, "tier": tier, "local_only": local_only, "created_at": now}
         made = await self._session.add(accounts, fields, Account, unless=("name",))
         if made is None:
-            raise NameTakenError(
-                f"There is an account named {name!r} already; choose another name.", param="name"
-            )
+            raise _taken(name)
         return made
 
     async def get(self, id: str) -> Account | None:
@@ -33,14 +34,27 @@ class Accounts:
         return await self._session.one(sa.select(accounts).where(accounts.c.name == name), Account)
 
     async def list(self, *, after: str | None = None, limit: int = 100) -> list[Account]:
-        """In the order of their names; `after` is a name."""
+        """In the order of their names, without those deleted; `after` is a name."""
         statement = sa.select(accounts).order_by(accounts.c.name).limit(limit)
+        statement = statement.where(accounts.c.deleted_at.is_(None))
         if after is not None:
             statement = statement.where(accounts.c.name > after)
         return await self._session.all(statement, Account)
 
     async def count(self) -> int:
         return int(await self._session.value(sa.select(sa.func.count()).select_from(accounts)))
+
+    async def update(self, id: str, **values: Any) -> Account:
+        """Of `name`, `tier`, `local_only`, `suspended_at`, `deleted_at`. Raises NameTakenError, NotFoundError."""
+        statement = sa.update(accounts).where(accounts.c.id == id).values(**values)
+        try:
+            async with self._session.savepoint():
+                changed = await self._session.one(statement.returning(*accounts.c), Account)
+        except sa.exc.IntegrityError as error:
+            raise _taken(values["name"]) from error
+        if changed is None:
+            raise NotFoundError(f"there is no account {id[:80]!r}.")
+        return changed
 
     async def lock(self, id: str) -> Account:
         """Hold the account until the transaction ends: what is counted or compared in it stays true.
@@ -52,3 +66,7 @@ class Accounts:
         if found is None:
             raise NotFoundError(f"There is no account {id!r}.")
         return found
+
+
+def _taken(name: str) -> NameTakenError:
+    return NameTakenError(f"There is an account named {name!r} already; choose another name.", param="name")
