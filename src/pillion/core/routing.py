@@ -11,6 +11,8 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import msgspec
+
 from pillion.core import names
 from pillion.core.choice import rank
 from pillion.core.errors import (
@@ -48,6 +50,7 @@ class Route:
     """Where a request may go. `echo` is the client's own string.
 
     `candidates`, at least one: lower tiers first, there those that have it, then as ranked for this account and adapter.
+    `canary` goes to the adapter's other version, where that is resident anywhere.
     """
 
     kind: Literal["base", "adapter"]
@@ -56,6 +59,22 @@ class Route:
     base: str
     adapter: Adapter | None
     candidates: tuple[Candidate, ...]
+    canary: Route | None = None
+
+    @property
+    def upstream_name(self) -> str:
+        """What is asked for: the same for as long as it is of the same bytes."""
+        return self.base if self.adapter is None else self.adapter.engine_name or ""
+
+    @property
+    def version(self) -> int | None:
+        return None if self.adapter is None else self.adapter.version
+
+    def drawn(self, draw: float) -> Route:
+        """The route of the version that a request gets, `draw` being evenly drawn from [0, 1)."""
+        if self.canary is None or self.adapter is None or self.adapter.canary is None:
+            return self
+        return self.canary if draw < self.adapter.canary.share else self
 
     def upstream_model(self, candidate: Candidate) -> str:
         """The engine's own name for what is to answer."""
@@ -290,7 +309,24 @@ class Routes:
         wanted = f"{account}/{target.base if target.adapter is None else target.adapter.id}"
         ranked = rank(wanted, candidates, lambda candidate: candidate.replica.id)
         tiers = tuple(sorted(ranked, key=lambda candidate: (candidate.tier, not candidate.resident)))
-        return Route(kind, account, echo, target.base, target.adapter, tiers)
+        canary = self._canary(account, target, echo, now)
+        return Route(kind, account, echo, target.base, target.adapter, tiers, canary)
+
+    def _canary(self, account: str, target: _Target, echo: str, now: float) -> Route | None:
+        adapter = target.adapter
+        if adapter is None or adapter.canary is None:
+            return None
+        other = msgspec.structs.replace(
+            adapter,
+            version=adapter.canary.version,
+            engine_name=adapter.canary.engine_name,
+            permit=None,  # it is never loaded for a request
+            canary=None,
+        )
+        try:
+            return self._route(account, replace(target, adapter=other), echo, now)
+        except PillionError:
+            return None
 
     def _base_candidates(self, account: str, target: _Target, echo: str) -> tuple[Candidate, ...]:
         instances = self._visible(account, target.base) if target.instance is None else [target.instance]

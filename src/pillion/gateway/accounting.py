@@ -13,8 +13,8 @@ from pillion.gateway.http import Fields
 class Ticket(Protocol):
     """One request's account. Times are seconds since the epoch."""
 
-    def served_by(self, candidate: Candidate) -> None:
-        """Another replica is asked."""
+    def served_by(self, route: Route, candidate: Candidate) -> None:
+        """Another replica is asked, or for another version."""
 
     def tokens(self, prompt: int | None, cached: int | None, completion: int | None) -> None:
         """As last known; any number of times."""

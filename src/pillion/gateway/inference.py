@@ -44,7 +44,7 @@ TELL_S = 1.0
 
 @dataclass
 class Inference:
-    """What all requests share. `clock`: seconds since the epoch."""
+    """What all requests share. `clock`: seconds since the epoch. `random`: from [0, 1)."""
 
     knowledge: Knowledge
     pool: Pool
@@ -59,6 +59,7 @@ class Inference:
     rates: RateLimits
     clock: Callable[[], float]
     new_id: Callable[[], str]
+    random: Callable[[], float]
 
     def receive(self, head: Head, connection: Inbound) -> InferenceExchange:
         """Raises `PillionError` for what need not be read to be refused."""
@@ -206,7 +207,7 @@ class InferenceExchange:
             self._in.balance.answered(self._held or "")
         except NotResident:
             self._part()
-            self._tries.absent(self._let_go())
+            self._tries.absent(self._let_go(), plan.route.upstream_name)
             self._again()
         except KeyRefusedError:
             self._part()
@@ -262,6 +263,10 @@ class InferenceExchange:
         """Asks the best replica there is. Raises `PillionError`."""
         shared, tries = self._in, self._tries
         route = shared.plans.resolve(self._account, self._model, self._ref)
+        if tries.reason is not None:
+            tries.ask_for(route.upstream_name)
+        elif route.canary is not None:  # what has to move goes to the live version
+            route = shared.plans.version(route, shared.random())
         if tries.excluded or tries.avoided:
             candidate = shared.balance.choose(route, tries.excluded | tries.avoided)
             candidate = candidate or shared.balance.choose(route, tries.excluded)
@@ -276,7 +281,7 @@ class InferenceExchange:
             request_id = self._client.request_id
             self._ticket = shared.meter.admit(self._key, route, candidate, request_id, shared.clock())
         else:
-            self._ticket.served_by(candidate)
+            self._ticket.served_by(route, candidate)
         self._held = candidate.replica.id
         shared.balance.begin(self._held)
         connection = shared.pool.take(plan.address)
@@ -385,6 +390,8 @@ class InferenceExchange:
         if ticket is None:
             return
         now = self._in.clock()
+        if self._plan is not None and (adapter := self._plan.route.adapter) is not None:
+            self._in.metrics.version_answered(adapter, status)
         if self._reply is not None:
             prompt, cached, completion = self._reply.tokens.counted
             ticket.tokens(prompt, cached, completion)

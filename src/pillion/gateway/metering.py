@@ -128,10 +128,14 @@ class Ticket:
         self._first_at: float | None = None
         self._cold = False
 
-    def served_by(self, candidate: Candidate) -> None:
+    def served_by(self, route: Route, candidate: Candidate) -> None:
         replica = candidate.replica
         self._used = msgspec.structs.replace(
-            self._used, instance=candidate.instance.id, replica=replica.id, region=replica.region
+            self._used,
+            version=route.version,
+            instance=candidate.instance.id,
+            replica=replica.id,
+            region=replica.region,
         )
 
     def cold(self) -> None:

@@ -1,4 +1,4 @@
-"""The gateway's own metrics. Labels are bounded: kinds, statuses and reasons, never accounts or adapters.
+"""The gateway's own metrics. Labels are bounded: kinds, statuses and reasons, never accounts, and adapters up to a number.
 
 Counted in plain numbers, which cost a request nothing; Prometheus' types are made when somebody asks.
 """
@@ -19,9 +19,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from pillion.core.snapshot import Adapter
 from pillion.gateway.knowledge import Knowledge
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MAX_VERSIONS = 2000  # series of adapters' versions; those that come later are counted together
 FIRST_BYTE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -41,6 +43,7 @@ class Metrics(Collector):
         self._in_flight: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
+        self._versions: Counter[tuple[str, str, int]] = Counter()
         self._quarantines = 0
         self._first_byte: dict[str, list[int]] = {}
         self._first_byte_sum: Counter[str] = Counter()
@@ -73,6 +76,13 @@ class Metrics(Collector):
     def failed(self, reason: str) -> None:
         self._failures[reason] += 1
 
+    def version_answered(self, adapter: Adapter, status: int) -> None:
+        """A request that an engine was asked for with this version of an adapter."""
+        series = adapter.id, str(adapter.version), status
+        if series not in self._versions and len(self._versions) >= MAX_VERSIONS:
+            series = "other", "", status
+        self._versions[series] += 1
+
     def quarantined(self) -> None:
         self._quarantines += 1
 
@@ -87,6 +97,13 @@ class Metrics(Collector):
         """Prometheus' view, made now."""
         requests = ((labels, count) for labels, count in self._requests.items())
         yield _counter("pillion_gateway_requests", "Requests answered", ("kind", "status"), requests)
+        versions = ((labels, count) for labels, count in self._versions.items())
+        yield _counter(
+            "pillion_gateway_adapter_requests",
+            "Requests answered through adapters",
+            ("adapter", "version", "status"),
+            versions,
+        )
         flying = GaugeMetricFamily("pillion_gateway_in_flight", "Requests being answered", labels=["kind"])
         for kind, count in self._in_flight.items():
             flying.add_metric([kind], count)

@@ -66,6 +66,13 @@ class Plans:
             self._check_quarantine(found.adapter, now)
         return found
 
+    def version(self, route: Route, draw: float) -> Route:
+        """`Route.drawn`, but never a version that is quarantined beside one that is not."""
+        found = route.drawn(draw)
+        if found is route or found.adapter is None:
+            return route
+        return route if self._left(found.adapter, self._clock()) > 0 else found
+
     def quarantine(self, adapter: Adapter) -> None:
         """Routes to this version are refused for a while."""
         now = self._clock()
@@ -73,13 +80,17 @@ class Plans:
         self._quarantined[_bytes_of(adapter)] = now + self._quarantine_s
 
     def _check_quarantine(self, adapter: Adapter, now: float) -> None:
-        left = self._quarantined.get(_bytes_of(adapter), 0.0) - now
+        left = self._left(adapter, now)
         if left > 0:
             raise UnavailableError(
                 f"The adapter '{adapter.name}' is quarantined for {ceil(left)} s more: two replicas died while they "
                 "had a request for it.",
                 retry_after=left,
             )
+
+    def _left(self, adapter: Adapter, now: float) -> float:
+        """For how many seconds more it is quarantined; not at all if not above 0."""
+        return self._quarantined.get(_bytes_of(adapter), 0.0) - now
 
     def plan(self, route: Route, candidate: Candidate, path: str) -> Plan:
         # A plan holds what it is for, so that as long as it is kept no other object can have these identities.

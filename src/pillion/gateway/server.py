@@ -177,6 +177,7 @@ def _app(
             rates=rates,
             clock=time.time,
             new_id=new_id,
+            random=random.random,
         ),
         control=ToControl(pool, config.control_url),
         container=ToContainer(knowledge, door, pool, balance, metrics),

@@ -29,7 +29,7 @@ class Tries:
     def __init__(self, budget: RetryBudget) -> None:
         self._budget = budget
         self._lost = 0
-        self._absent = False
+        self._absent: dict[str, str] = {}
         self.excluded: set[str] = set()
         self.avoided: set[str] = set()
         self.reason: str | None = None
@@ -38,10 +38,17 @@ class Tries:
         self.excluded.add(replica)
         self.reason = "refused"
 
-    def absent(self, replica: str) -> None:
+    def absent(self, replica: str, name: str) -> None:
+        """It does not have what is called `name` in engines."""
         self.excluded.add(replica)
-        self._absent = True
+        self._absent[replica] = name
         self.reason = "not_resident"
+
+    def ask_for(self, name: str) -> None:
+        """This is asked for from now on: who did not have another version may well have this one."""
+        for replica in [replica for replica, other in self._absent.items() if other != name]:
+            del self._absent[replica]
+            self.excluded.discard(replica)
 
     def lost(self, replica: str, *, reused: bool) -> None:
         """The connection ended before the answer's first byte. Raises `Overdrawn`.
