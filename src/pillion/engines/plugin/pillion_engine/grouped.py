@@ -6,18 +6,21 @@ without bfloat16 instructions multiply float32 several times faster, and the res
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from .slot_weights import Slot, expansion_of, slot_of
+from .slot_weights import Shelf, expansion_of, shelf_of
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 # Rows worked on at a time, so that the float32 intermediates of a long prefill stay in the caches.
 BLOCK_ROWS = 512
+# Several adapters with few rows each are multiplied at once. Rows that are made up for that may be so many times the real ones.
+TOGETHER_ROWS = 256
+MADE_UP = 2
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,52 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Together:
+    """A block as equally many rows for each place of `first` to `last`: `rows` of the batch, some made up.
+
+    `real`: which of them are the block's rows, in its order; None where all are.
+    """
+
+    first: int
+    last: int
+    rows: torch.Tensor
+    real: torch.Tensor | None
+
+
+@dataclass(frozen=True)
 class Block:
     """Some rows of a batch, ordered by adapter. `rows` is a range where they lie side by side."""
 
     rows: slice | torch.Tensor
     size: int
     spans: tuple[Span, ...]
+    _together: dict[tuple[int, ...], Together | None] = field(default_factory=dict)
+
+    def together(self, places: list[int]) -> Together | None:
+        """For adapters in those places of a layer, in the order of the spans; None where it would not pay."""
+        key = tuple(places)
+        if key not in self._together:
+            self._together[key] = self._lay_out(places) if self.size <= TOGETHER_ROWS else None
+        return self._together[key]
+
+    def _lay_out(self, places: list[int]) -> Together | None:
+        first, last = min(places), max(places) + 1
+        each = max(span.stop - span.start for span in self.spans)
+        if (last - first) * each > MADE_UP * self.size + len(places):
+            return None
+        own = (
+            np.arange(self.rows.start, self.rows.stop) if isinstance(self.rows, slice) else self.rows.numpy()
+        )
+        real = np.concatenate(
+            [
+                (place - first) * each + np.arange(span.stop - span.start)
+                for place, span in zip(places, self.spans, strict=True)
+            ]
+        )
+        rows = np.full((last - first) * each, own[0])
+        rows[real] = own
+        whole = len(real) == len(rows) and bool((np.diff(real) == 1).all())
+        return Together(first, last, torch.from_numpy(rows), None if whole else torch.from_numpy(real))
 
     def take(self, batch: torch.Tensor) -> torch.Tensor:
         """The block's rows of `batch` [rows, width], as float32 [size, width]."""
@@ -98,28 +141,48 @@ def add_low_rank(
     B_i [slots, 1, at least widths[i], rank]. Slices an adapter leaves alone cost nothing.
     """
     target = batch[:, offset : offset + sum(widths)]
+    shelf = shelf_of(a_stacked, b_stacked, widths)
     for block in groups.blocks:
-        slots = [slot_of(a_stacked, b_stacked, widths, span.slot) for span in block.spans]
-        if any(slot.rank for slot in slots):
-            _check(groups, x, batch)
-            block.add(target, _low_rank(block, block.take(x), slots, widths, scale))
+        places = [shelf.place(span.slot) for span in block.spans]
+        known = [place for place in places if place is not None]
+        if not known:
+            continue
+        _check(groups, x, batch)
+        together = block.together(known) if len(known) == len(places) > 1 else None
+        if together is None:
+            delta = _one_by_one(block, x, shelf, places, widths, scale)
+        else:
+            delta = _at_once(together, x, shelf, scale)
+        block.add(target, delta)
 
 
-def _low_rank(
-    block: Block, rows: torch.Tensor, slots: list[Slot], widths: tuple[int, ...], scale: float
+def _at_once(together: "Together", x: torch.Tensor, shelf: Shelf, scale: float) -> torch.Tensor:
+    first, last = together.first, together.last
+    rows = x.index_select(0, together.rows).float().view(last - first, -1, x.shape[1])
+    low = torch.bmm(rows, shelf.a[first:last])
+    if scale != 1.0:
+        low.mul_(scale)
+    parts = [torch.bmm(low[:, :, start : start + b.shape[1]], b[first:last]) for start, b in shelf.b]
+    delta = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    delta = delta.view(len(together.rows), -1)
+    return delta if together.real is None else delta.index_select(0, together.real)
+
+
+def _one_by_one(
+    block: Block, x: torch.Tensor, shelf: Shelf, places: list[int | None], widths: tuple[int, ...], scale: float
 ) -> torch.Tensor:
+    rows = block.take(x)
     delta = torch.empty(block.size, sum(widths), dtype=torch.float32)
-    for span, slot in zip(block.spans, slots, strict=True):
-        low = torch.mm(rows[span.start : span.stop], slot.a)
+    for span, place in zip(block.spans, places, strict=True):
+        own = delta[span.start : span.stop]
+        if place is None:
+            own.zero_()
+            continue
+        low = torch.mm(rows[span.start : span.stop], shelf.a[place])
         if scale != 1.0:
             low.mul_(scale)
-        first = 0
-        for part, b in zip(delta[span.start : span.stop].split(widths, dim=1), slot.b, strict=True):
-            if b is None:
-                part.zero_()
-            else:
-                torch.mm(low[:, first : first + len(b)], b, out=part)
-                first += len(b)
+        for part, (start, b) in zip(own.split(widths, dim=1), shelf.b, strict=True):
+            torch.mm(low[:, start : start + b.shape[1]], b[place], out=part)
     return delta
 
 

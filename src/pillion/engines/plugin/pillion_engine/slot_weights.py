@@ -1,12 +1,12 @@
-"""An adapter's weights in one layer as they are multiplied: float32, as wide as its rank, side by side in memory.
+"""Adapters' weights in one layer as they are multiplied: float32, as wide as their ranks, side by side in memory.
 
 vLLM keeps slots as wide as the widest adapter allowed, in the model's type. Narrowed and converted at every step they
 cost more than the products, so that is done once, when a slot is first used after it was written.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import wraps
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,31 +15,81 @@ Stacked = tuple[torch.Tensor, ...]
 KEPT = "_pillion_weights"
 
 
-@dataclass(frozen=True)
-class Slot:
-    """`a` [in, sum of ranks]; `b` for each slice [rank, width], or None where the adapter leaves it alone."""
+class Shelf:
+    """What the slots in use of one layer hold, each in a place of its own.
 
-    a: torch.Tensor
-    b: tuple[torch.Tensor | None, ...]
+    `a` [places, in, sum of ranks]; `b` for each slice [places, rank, width], and where its rank begins in `a`'s. Ranks are
+    the highest of any slot here; what a slot has less is zero.
+    """
 
-    @property
-    def rank(self) -> int:
-        """The sum over the slices."""
-        return int(self.a.shape[1])
+    def __init__(self, a_stacked: Stacked, b_stacked: Stacked, widths: tuple[int, ...]) -> None:
+        """Shapes: A_i [slots, 1, max rank, in], B_i [slots, 1, at least widths[i], max rank]."""
+        self._sources = list(zip(a_stacked, b_stacked, widths, strict=True))
+        self._places: dict[int, int | None] = {}
+        self._free: list[int] = []
+        self._ranks = [0] * len(widths)
+        self.a = torch.empty(0)
+        self.b: list[tuple[int, torch.Tensor]] = []
+
+    def place(self, slot: int) -> int | None:
+        """None where the adapter leaves this layer alone."""
+        if slot in self._places:
+            return self._places[slot]
+        ranks = [min(used(a[slot, 0], axis=0), used(b[slot, 0], axis=1)) for a, b, _ in self._sources]
+        if not any(ranks):
+            self._places[slot] = None
+        elif self._free and all(rank <= most for rank, most in zip(ranks, self._ranks, strict=True)):
+            self._put(slot, self._free.pop())
+        else:
+            self._ranks = [max(both) for both in zip(ranks, self._ranks, strict=True)]
+            self._build([*(known for known, place in self._places.items() if place is not None), slot])
+        return self._places[slot]
+
+    def forget(self, slot: int) -> None:
+        """Memory is given back when no slot is left."""
+        place = self._places.pop(slot, None)
+        if place is not None:
+            self._free.append(place)
+            if len(self._free) == len(self.a):
+                self._free, self._ranks = [], [0] * len(self._ranks)
+                self.a, self.b = torch.empty(0), []
+
+    def _build(self, slots: list[int]) -> None:
+        """Anew, with room for twice as many as there were where there was none for one more."""
+        room = 1
+        while room < len(slots):
+            room *= 2
+        a, b, _ = self._sources[0]
+        self.a = torch.empty(room, a.shape[-1], sum(self._ranks))
+        starts = accumulate(self._ranks, initial=0)
+        self.b = [
+            (start, torch.empty(room, rank, width))
+            for start, rank, (_, _, width) in zip(starts, self._ranks, self._sources, strict=False)
+        ]
+        self._free = list(range(room))[::-1]
+        for slot in slots:
+            self._put(slot, self._free.pop())
+
+    def _put(self, slot: int, place: int) -> None:
+        self._places[slot] = place
+        for (start, own), (a, b, width) in zip(self.b, self._sources, strict=True):
+            rank = own.shape[1]
+            self.a[place, :, start : start + rank] = a[slot, 0, :rank].t()
+            own[place] = b[slot, 0, :width, :rank].t()
 
 
-def slot_of(a_stacked: Stacked, b_stacked: Stacked, widths: tuple[int, ...], slot: int) -> Slot:
-    """Shapes: A_i [slots, 1, max rank, in], B_i [slots, 1, at least widths[i], max rank]."""
-    kept: dict[int, Slot] = a_stacked[0].__dict__.setdefault(KEPT, {})
-    found = kept.get(slot)
+def shelf_of(a_stacked: Stacked, b_stacked: Stacked, widths: tuple[int, ...]) -> Shelf:
+    """The layer's. Shapes as for `Shelf`."""
+    kept: dict[object, Shelf] = a_stacked[0].__dict__.setdefault(KEPT, {})
+    found = kept.get(widths)
     if found is None:
-        found = kept[slot] = _slot(a_stacked, b_stacked, widths, slot)
+        found = kept[widths] = Shelf(a_stacked, b_stacked, widths)
     return found
 
 
 def expansion_of(b_stacked: torch.Tensor, width: int, slot: int) -> torch.Tensor:
     """B alone, [rank, width]."""
-    kept: dict[int, torch.Tensor] = b_stacked.__dict__.setdefault(KEPT, {})
+    kept: dict[object, torch.Tensor] = b_stacked.__dict__.setdefault(KEPT, {})
     found = kept.get(slot)
     if found is None:
         rank = used(b_stacked[slot, 0], axis=1)
@@ -56,7 +106,11 @@ def used(weights: torch.Tensor, axis: int) -> int:
 def forget(stacked: torch.Tensor | Stacked, slot: int) -> None:
     """The slot is being written to."""
     for tensor in (stacked,) if isinstance(stacked, torch.Tensor) else stacked:
-        tensor.__dict__.get(KEPT, {}).pop(slot, None)
+        kept = tensor.__dict__.get(KEPT, {})
+        kept.pop(slot, None)
+        for shelf in kept.values():
+            if isinstance(shelf, Shelf):
+                shelf.forget(slot)
 
 
 def watch() -> None:
@@ -109,17 +163,3 @@ def _with_subclasses(layer: Any) -> Iterator[Any]:
     yield layer
     for each in layer.__subclasses__():
         yield from _with_subclasses(each)
-
-
-def _slot(a_stacked: Stacked, b_stacked: Stacked, widths: tuple[int, ...], slot: int) -> Slot:
-    ranks = [
-        min(used(a[slot, 0], axis=0), used(b[slot, 0], axis=1))
-        for a, b in zip(a_stacked, b_stacked, strict=True)
-    ]
-    lows = [a[slot, 0, :rank].float() for a, rank in zip(a_stacked, ranks, strict=True)]
-    a = torch.cat(lows).t().contiguous()
-    b = tuple(
-        stacked[slot, 0, :width, :rank].t().float().contiguous() if rank else None
-        for stacked, width, rank in zip(b_stacked, widths, ranks, strict=True)
-    )
-    return Slot(a, b)
