@@ -44,6 +44,27 @@ def test_sequences_are_given_in_the_order_of_completion(tmp_path: Path) -> None:
     assert names(spool, after=1) == [(2, "one", "200")]
 
 
+@pytest.mark.parametrize("at_hand", [1, 7, 50])
+def test_what_is_far_behind_is_read_from_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_hand: int
+) -> None:
+    monkeypatch.setattr(module, "AT_HAND", at_hand)
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 1000)
+    spool = Spool(tmp_path / "s", MAX)
+    for number in range(40):
+        spool.tell(used(f"r{number}", "200"), spool.open(used()))
+        if number == 29:
+            synced(spool)
+    had: list[int] = []
+    while batch := spool.after(had[-1] if had else 0, 4):
+        assert len(batch) <= 4
+        had += [told.seq for told in batch]
+    assert had == list(range(1, 31))
+    synced(spool)
+    assert [told.seq for told in spool.after(30, 100)] == list(range(31, 41))
+    assert [told.seq for told in spool.after(5, 100)] == list(range(6, 41))
+
+
 def test_what_was_open_is_told_as_lost_with_what_was_known(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "s", MAX)
     number, done = spool.open(used("open")), spool.open(used("done"))

@@ -13,7 +13,9 @@ import os
 import secrets
 import struct
 import zlib
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -22,6 +24,8 @@ from pillion.core.usage import Told, Used
 
 SEGMENT_BYTES = 8 * 2**20
 MAX_RECORD = 2**16
+# What was told last is in memory too: control takes it from there, and from the files only where it is far behind.
+AT_HAND = 20_000
 _FRAME = struct.Struct("<II")
 
 
@@ -78,11 +82,11 @@ class _Segment:
 
 
 class Syncing:
-    """What is to be brought to the disk: `run` may block and belongs in a thread."""
+    """What is to be brought to the disk, up to the sequence `last`: `run` may block and belongs in a thread."""
 
-    def __init__(self, file: int, segment: _Segment) -> None:
+    def __init__(self, file: int, last: int) -> None:
         self._file = os.dup(file)
-        self.segment, self.size = segment, segment.size
+        self.last = last
 
     def run(self) -> None:
         """Raises `OSError`."""
@@ -110,7 +114,8 @@ class Spool:
         self._file = -1
         self._pages: mmap.mmap | None = None
         self._bytes = 0
-        self._synced: tuple[_Segment | None, int] = (None, 0)
+        self._synced = 0
+        self._at_hand: deque[Told] = deque(maxlen=AT_HAND)
         self._read: tuple[_Segment | None, int, int] = (None, 0, 0)
         self._recover()
 
@@ -141,30 +146,38 @@ class Spool:
 
     def tell(self, told: Told, number: int = 0) -> None:
         """Puts down what is to be told, in the place of its sequence, and closes `number`."""
-        self._append(Closed(number, msgspec.structs.replace(told, seq=self._seq)))
+        told = msgspec.structs.replace(told, seq=self._seq)
+        self._append(Closed(number, told))
+        self._at_hand.append(told)
         self._told(number)
 
     def syncing(self) -> Syncing:
-        return Syncing(self._file, self._segments[-1])
+        return Syncing(self._file, self.last)
 
     def synced(self, done: Syncing) -> None:
-        self._synced = (done.segment, done.size)
+        self._synced = max(self._synced, done.last)
 
     def after(self, seq: int, limit: int) -> list[Told]:
         """At most `limit` of what was told after `seq` and is on the disk, in order. Blocking, but short."""
+        while self._at_hand and self._at_hand[0].seq <= seq:
+            self._at_hand.popleft()
+        if not self._at_hand or self._at_hand[0].seq != seq + 1:
+            return self._from_files(seq, limit)
+        return [told for told in islice(self._at_hand, limit) if told.seq <= self._synced]
+
+    def _from_files(self, seq: int, limit: int) -> list[Told]:
         found: list[Told] = []
         for segment in self._segments:
-            last = segment is self._segments[-1]
-            if segment.last <= seq and not last:
+            if segment.last <= seq:
                 continue
-            until = segment.size if not last else self._synced[1] if segment is self._synced[0] else 0
             at = self._read[1] if self._read[0] is segment and self._read[2] <= seq else 0
-            for record, end in _records(segment.path, until, at):
-                if isinstance(record, Closed) and record.told.seq > seq:
-                    found.append(record.told)
-                    self._read = (segment, end, record.told.seq)
-                    if len(found) >= limit:
-                        return found
+            for record, end in _records(segment.path, segment.size, at):
+                if not isinstance(record, Closed) or record.told.seq <= seq:
+                    continue
+                if record.told.seq > self._synced or len(found) >= limit:
+                    return found
+                found.append(record.told)
+                self._read = (segment, end, record.told.seq)
         return found
 
     def taken(self, seq: int) -> None:
@@ -268,7 +281,10 @@ class Spool:
                     self._seq += 1
                     if (owner := self._owners.pop(record.number, None)) is not None:
                         owner.open -= 1
-            os.truncate(path, segment.size)
+            # What control is told must be here after any end of the machine, or sequences would be given again.
+            with path.open("rb+") as file:
+                file.truncate(segment.size)
+                os.fsync(file.fileno())
             self._bytes += segment.size
         self._oldest = self._seq if first is None else first
         self._rotate()
