@@ -34,7 +34,11 @@ INTERNAL = {
     "PILLION_MAX_BODY_BYTES": "from an agent to its engine",
 }
 # Of settings that take not just any text.
-VALUES = {"database.url": "postgresql://db/pillion", "artifacts.url": "file:///somewhere"}
+VALUES = {
+    "database.url": "postgresql://db/pillion",
+    "artifacts.url": "file:///somewhere",
+    "server.trusted_proxies": "10.0.0.0/8",
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

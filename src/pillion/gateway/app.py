@@ -27,6 +27,7 @@ CONTROL = frozenset(
         "account",
         "adapters",
         "admin",
+        "auth",
         "billing",
         "catalog",
         "d2l",
@@ -111,7 +112,7 @@ class Gateway:
             return self._control.receive(head, connection)
         if kind == "container":
             return self._container.receive(head, connection)
-        connection.give(self._models(head) if kind == "models" else self._own(head))
+        connection.give(self._models(head, connection) if kind == "models" else self._own(head))
         return None
 
     def closed(self, connection: Inbound) -> None:
@@ -155,9 +156,9 @@ class Gateway:
             return json_answer(503, {"status": "draining"})
         return json_answer(200, {"status": "ready", "snapshot": self._knowledge.version})
 
-    def _models(self, head: Head) -> Answer:
+    def _models(self, head: Head, connection: Inbound) -> Answer:
         routes = self._knowledge.routes()
-        account = self._door.authorize(routes, head, "inference").account
+        account = self._door.authorize(routes, head, "inference", connection.peer).account
         listed = routes.list_models(account, self._clock())
         if head.path == "/v1/models":
             return json_answer(200, {"object": "list", "data": listed})

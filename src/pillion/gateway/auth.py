@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from pillion.core import keys
-from pillion.core.errors import InsufficientScopeError, InvalidApiKeyError
+from pillion.core import addresses, keys
+from pillion.core.errors import (
+    AccountSuspendedError,
+    AddressNotAllowedError,
+    InsufficientScopeError,
+    InvalidApiKeyError,
+)
 from pillion.core.routing import Routes
 from pillion.core.snapshot import Key
 from pillion.gateway.http import Head
@@ -17,16 +22,23 @@ MAX_SEEN = 20_000
 class Doorkeeper:
     """Checks keys against the snapshot of each request. What is kept of a key that was right before is its digest, so
     that it is not made anew: whether it is still the right one is asked each time.
+
+    `proxies`: CIDRs of those whose `x-forwarded-for` is believed.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], proxies: Sequence[str] = ()) -> None:
         self._clock = clock
+        self._proxies = tuple(proxies)
         self._pepper = b""
         self._seen: dict[str, tuple[str, str]] = {}
 
-    def authorize(self, routes: Routes, head: Head, scope: str) -> Key:
-        """The key in `Authorization: Bearer`, which must have `scope`. Raises `InvalidApiKeyError` or
-        `InsufficientScopeError`.
+    def client(self, head: Head, peer: str) -> str:
+        """The address of who sent it, `peer` being that of who is connected."""
+        return addresses.client(peer, head.all("x-forwarded-for"), self._proxies) if self._proxies else peer
+
+    def authorize(self, routes: Routes, head: Head, scope: str, peer: str) -> Key:
+        """The key in `Authorization: Bearer`, which must have `scope`. Raises `InvalidApiKeyError`,
+        `AddressNotAllowedError`, `AccountSuspendedError` or `InsufficientScopeError`.
         """
         given = head.all("authorization")
         if len(given) != 1:
@@ -40,6 +52,10 @@ class Doorkeeper:
             raise InvalidApiKeyError("The API key is not valid: it has expired.")
         if seen is None:
             self._remember(given[0], lookup, digest, routes.pepper)
+        if known.allow and not addresses.within(client := self.client(head, peer), known.allow):
+            raise AddressNotAllowedError(client)
+        if known.suspended:
+            raise AccountSuspendedError
         if scope not in known.scopes:
             raise InsufficientScopeError(
                 f"The API key lacks the scope '{scope}'; it has: {', '.join(known.scopes) or 'none'}."

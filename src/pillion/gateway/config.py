@@ -35,6 +35,7 @@ class GatewayConfig:
 
     `spool_dir`: where usage waits for control, shared by all workers of a gateway; `spool` in `state_dir` if not given.
     `metrics_dir`: where workers of one gateway leave their metrics for each other; None where there is one process.
+    `trusted_proxies`: CIDRs of proxies in front, whose `x-forwarded-for` is believed.
     `snapshot_max_age_s`: how long after control's last word the kept snapshot still routes.
     `media_urls`: whether requests may name media by URL (engines would fetch them). `allowed_extras`: names of
     engine-specific request fields that are passed on top of those that `body` allows.
@@ -52,3 +53,4 @@ class GatewayConfig:
     limits: Limits = field(default_factory=Limits)
     spool_dir: Path | None = None
     metrics_dir: Path | None = None
+    trusted_proxies: tuple[str, ...] = ()

@@ -103,10 +103,10 @@ def to_engine(head: Head, request_id: str, length: int) -> bytes:
     return f"{kept}x-request-id: {request_id}\r\ncontent-length: {length}\r\n\r\n".encode("latin-1")
 
 
-def to_control(head: Head, peer: str, request_id: str) -> list[tuple[str, str]]:
-    """All that the client sent, with its address and the request's id."""
+def to_control(head: Head, client: str, request_id: str) -> list[tuple[str, str]]:
+    """All that the client sent, with its address, which comes last and alone counts, and the request's id."""
     dropped = {"content-length", "expect", "x-request-id", "x-forwarded-for"}
-    forwarded = ", ".join([*head.all("x-forwarded-for"), peer])
+    forwarded = ", ".join([*head.all("x-forwarded-for"), client])
     return [*end_to_end(head.fields, dropped), ("x-forwarded-for", forwarded), ("x-request-id", request_id)]
 
 

@@ -63,7 +63,7 @@ class Inference:
 
     def receive(self, head: Head, connection: Inbound) -> InferenceExchange:
         """Raises `PillionError` for what need not be read to be refused."""
-        key = self.door.authorize(self.knowledge.routes(), head, "inference")
+        key = self.door.authorize(self.knowledge.routes(), head, "inference", connection.peer)
         ref = headers.checked_adapter_ref(head)
         length, limit = connection.length, self.limits.max_body
         if length is not None and length > limit:

@@ -205,6 +205,7 @@ class Passage:
 class ToControl:
     pool: Pool
     url: str
+    door: Doorkeeper
 
     def receive(self, head: Head, client: Inbound) -> Passage:
         passage = _ControlPassage(self, head, client)
@@ -228,7 +229,8 @@ class _ControlPassage(Passage):
         return self._pool.origin(self._control.url)
 
     def _fields(self) -> Fields:
-        return headers.to_control(self._head, self._client.peer, self._client.request_id)
+        client = self._control.door.client(self._head, self._client.peer)
+        return headers.to_control(self._head, client, self._client.request_id)
 
     def unreachable(self, why: str) -> PillionError:
         return UnavailableError(
@@ -250,14 +252,14 @@ class ToContainer:
 
     def receive(self, head: Head, client: Inbound) -> Passage:
         """Raises `PillionError`."""
-        route, path = self._route(head)
+        route, path = self._route(head, client.peer)
         passage = _ContainerPassage(self, route, path, head, client)
         passage.start()
         return passage
 
-    def _route(self, head: Head) -> tuple[Route, str]:
+    def _route(self, head: Head, peer: str) -> tuple[Route, str]:
         routes = self.knowledge.routes()
-        account = self.door.authorize(routes, head, "inference").account
+        account = self.door.authorize(routes, head, "inference", peer).account
         parts = CONTAINER.fullmatch(head.path)
         number = parse_row_id(parts["id"]) if parts is not None else None
         instance = routes.instance(account, number) if number is not None else None

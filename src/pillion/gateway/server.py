@@ -158,7 +158,7 @@ def _app(
     rates: KeyLimits,
 ) -> Gateway:
     balance = Balance(time.monotonic, random.random)
-    door = Doorkeeper(time.time)
+    door = Doorkeeper(time.time, config.trusted_proxies)
     new_id = _request_ids()
     return Gateway(
         knowledge=knowledge,
@@ -179,7 +179,7 @@ def _app(
             new_id=new_id,
             random=random.random,
         ),
-        control=ToControl(pool, config.control_url),
+        control=ToControl(pool, config.control_url, door),
         container=ToContainer(knowledge, door, pool, balance, metrics),
         pool=pool,
         metrics=metrics,

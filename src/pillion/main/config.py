@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from pillion.core.addresses import network
 from pillion.core.catalogue import Catalogue, CatalogueModel, GpuType, Pool, Provider, Region
 from pillion.core.errors import InvalidRequestError
 from pillion.core.launch import MAX_ADAPTERS
@@ -42,7 +43,8 @@ Workers = Annotated[int, msgspec.Meta(ge=1, le=256)]
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`public_url` is what clients call, where it is not host and port. `data_dir` holds everything that is kept.
 
-    `workers`: processes of the gateway, each with a processor's worth of requests.
+    `trusted_proxies`: addresses and CIDRs of proxies in front, separated by commas. `workers`: processes of the gateway,
+    each with a processor's worth of requests.
     """
 
     host: str = "127.0.0.1"
@@ -52,6 +54,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     internal_url: str = ""
     snapshot_max_age_s: Seconds = 86400.0
     workers: Workers = 1
+    trusted_proxies: str = ""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +89,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def arguments(self, path: Path | None) -> list[str]:
         """What a child that is to have this configuration is started with; the environment it has already."""
         return ["--data-dir", str(self.data_dir), *(["--config", str(path)] if path else [])]
+
+    @property
+    def trusted_proxies(self) -> tuple[str, ...]:
+        """CIDRs. Raises `ConfigError`."""
+        try:
+            return tuple(network(text) for text in self.server.trusted_proxies.split(",") if text.strip())
+        except ValueError as error:
+            raise ConfigError(f"server.trusted_proxies: {error}") from error
 
     @property
     def database_url(self) -> str:
@@ -161,6 +172,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _check(config: Config) -> None:
     """What types cannot say. Raises `ConfigError`."""
     catalogue = config.catalogue()
+    _ = config.trusted_proxies
     if not config.artifacts_url.startswith("file:///"):
         raise ConfigError(f"artifacts.url {config.artifacts_url!r} must be file:///an/absolute/directory")
     _check_names(catalogue)

@@ -38,6 +38,7 @@ async def gateway(
             host=config.server.host,
             port=config.server.port,
             snapshot_max_age_s=config.server.snapshot_max_age_s,
+            trusted_proxies=config.trusted_proxies,
         ),
         stop.event,
         listener=public,
