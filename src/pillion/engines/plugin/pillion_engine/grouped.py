@@ -18,7 +18,8 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 # Rows worked on at a time, so that the float32 intermediates of a long prefill stay in the caches.
 BLOCK_ROWS = 512
-# Several adapters with few rows each are multiplied at once. Rows that are made up for that may be so many times the real ones.
+# Several adapters with few rows each are multiplied at once, with rows made up so that all have equally many: at most so
+# many times the real ones.
 TOGETHER_ROWS = 256
 MADE_UP = 2
 
@@ -169,7 +170,12 @@ def _at_once(together: "Together", x: torch.Tensor, shelf: Shelf, scale: float) 
 
 
 def _one_by_one(
-    block: Block, x: torch.Tensor, shelf: Shelf, places: list[int | None], widths: tuple[int, ...], scale: float
+    block: Block,
+    x: torch.Tensor,
+    shelf: Shelf,
+    places: list[int | None],
+    widths: tuple[int, ...],
+    scale: float,
 ) -> torch.Tensor:
     rows = block.take(x)
     delta = torch.empty(block.size, sum(widths), dtype=torch.float32)

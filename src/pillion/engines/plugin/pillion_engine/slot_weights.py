@@ -59,8 +59,7 @@ class Shelf:
         room = 1
         while room < len(slots):
             room *= 2
-        a, b, _ = self._sources[0]
-        self.a = torch.empty(room, a.shape[-1], sum(self._ranks))
+        self.a = torch.empty(room, self._sources[0][0].shape[-1], sum(self._ranks))
         starts = accumulate(self._ranks, initial=0)
         self.b = [
             (start, torch.empty(room, rank, width))
