@@ -10,9 +10,12 @@ from pillion.store.attachments import Attachments
 from pillion.store.events import Events
 from pillion.store.everyone import Everyone
 from pillion.store.instances import Instances
+from pillion.store.invites import Invites
 from pillion.store.jobs import Jobs
 from pillion.store.keys import Keys
 from pillion.store.leases import Leases
+from pillion.store.logins import Logins
+from pillion.store.members import Members
 from pillion.store.models import Models
 from pillion.store.secrets import Secrets
 from pillion.store.session import Session
@@ -29,6 +32,9 @@ class Tx:
         self.everyone = Everyone(Session(connection, everyone=True))
         self.accounts = Accounts(session)
         self.keys = Keys(session)
+        self.members = Members(session)
+        self.invites = Invites(session)
+        self.logins = Logins(session)
         self.models = Models(session)
         self.adapters = Adapters(session)
         self.versions = Versions(session)
