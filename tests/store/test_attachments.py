@@ -145,6 +145,16 @@ async def test_states(tx: Tx, instance: Instance) -> None:
     assert not await tx.attachments.update_state("acc_a", made.id, state="ready", ready=2, wanted=2)
 
 
+async def test_only_what_is_detaching_is_deleted_or_what_is_gone_with_its_instance(
+    tx: Tx, instance: Instance
+) -> None:
+    made = await attach(tx, await adapter(tx, "one"), instance)
+    assert not await tx.attachments.delete("acc_a", made.id)
+    assert not await tx.attachments.delete("acc_b", made.id, in_any_state=True)
+    assert await tx.attachments.get("acc_a", made.id, lock=True) == made
+    assert await tx.attachments.delete("acc_a", made.id, in_any_state=True)
+
+
 async def test_twenty_at_once_on_three_slots(database: Database) -> None:
     async with database.transaction() as tx:
         await two_accounts(tx)
@@ -198,3 +208,34 @@ async def test_attach_and_delete_at_once(database: Database) -> None:
         (type(a).__name__, type(b).__name__) for a, b in zip(results[::2], results[1::2], strict=True)
     ]
     assert set(outcomes) <= {("NotFoundError", "NoneType"), ("NoneType", "AdapterInUseError")}
+
+
+async def test_asked_for_again_while_it_is_deleted(database: Database) -> None:
+    """Either it is held again and stays, or it was gone before and the load begins anew. No wish is lost."""
+    async with database.transaction() as tx:
+        await two_accounts(tx)
+        instance = await tx.instances.create("acc_a", model="m", spec={}, now=NOW)
+        rows = [await adapter(tx, f"a{number}") for number in range(8)]
+        made = [await attach(tx, row_id, instance, capacity=64, hold="loaded") for row_id in rows]
+        for one in made:
+            await tx.attachments.mark_detaching("acc_a", one.id)
+    held: dict[str, Any] = {"hold": "loaded", "pinned": False, "expires_at": None, "session_key": None}
+
+    async def loading(row_id: int) -> int:
+        async with database.transaction() as tx:
+            await tx.attachments.lock_instance("acc_a", instance.id)
+            there = await tx.attachments.find("acc_a", row_id, instance.id, lock=True)
+            if there is None:
+                return (await attach(tx, row_id, instance, capacity=64, hold="loaded")).id
+            return (await tx.attachments.renew("acc_a", there.id, capacity=64, now=NOW, **held)).id
+
+    async def deleting(id: int) -> bool:
+        async with database.transaction() as tx:
+            return await tx.attachments.delete("acc_a", id)
+
+    both = [task for one in made for task in (loading(one.adapter_row_id), deleting(one.id))]
+    results = await asyncio.gather(*both)
+    async with database.read() as tx:
+        there = {row.id: row.state for row in await tx.attachments.list("acc_a")}
+    assert there == dict.fromkeys(results[::2], "attaching")
+    assert [id != one.id for id, one in zip(results[::2], made, strict=True)] == results[1::2]

@@ -97,6 +97,7 @@ ROWS: dict[str, Any] = {
     "jobs": rows.Job,
     "job_log": rows.LogLine,
     "events": rows.Event,
+    "audit": rows.AuditRecord,
     "leases": rows.Lease,
 }
 

@@ -114,7 +114,7 @@ async def attach_in(
     """`attach` within a transaction of the caller's."""
     spec = await fits(tx, adapter, instance)
     await tx.attachments.lock_instance(who.account, instance.id)
-    there = await tx.attachments.find(who.account, adapter.row_id, instance.id)
+    there = await tx.attachments.find(who.account, adapter.row_id, instance.id, lock=True)
     again = there is not None and (there.hold == "loaded" or there.state == "failed")
     if there is None or again:
         await make_room(control, tx, instance, spec.lora.max_adapters, there)

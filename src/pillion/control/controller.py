@@ -254,15 +254,12 @@ class Controller:
 
     async def _forget(self, tx: Tx, attachment: Attachment) -> bool:
         """Its slot is free. False where it was asked for again since the wishes were read."""
-        row = await tx.attachments.get(attachment.account_id, attachment.id)
         ended = attachment.instance_id not in self._wishes.instances
-        if row is None or not (ended or row.state == "detaching"):
-            return False
-        return await tx.attachments.delete(attachment.account_id, attachment.id)
+        return await tx.attachments.delete(attachment.account_id, attachment.id, in_any_state=ended)
 
     async def _end(self, tx: Tx, attachment: Attachment, now: float) -> None:
         """Its time to live is over, unless it was given more since the wishes were read."""
-        row = await tx.attachments.get(attachment.account_id, attachment.id)
+        row = await tx.attachments.get(attachment.account_id, attachment.id, lock=True)
         if row is not None and plan.ended([row], now):
             await tx.attachments.mark_detaching(row.account_id, row.id)
             await self._event(tx, row, "attachment_expired", {"instance": row.instance_id}, now)

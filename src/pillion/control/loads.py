@@ -143,7 +143,7 @@ async def _hold(
 ) -> Attachment:
     spec = await attachments.fits(tx, adapter, instance)
     await tx.attachments.lock_instance(who.account, instance.id)
-    there = await tx.attachments.find(who.account, adapter.row_id, instance.id)
+    there = await tx.attachments.find(who.account, adapter.row_id, instance.id, lock=True)
     now = control.clock()
     expires_at = None if wish.ttl_seconds is None else now + wish.ttl_seconds
     capacity = spec.lora.max_adapters

@@ -68,7 +68,7 @@ def settled(rows: Iterable[Attachment]) -> list[Settled]:
 
 async def settle(tx: Tx, move: Settled, subject: str, now: float) -> None:
     """Detach the source, or give up the target. What changed since the wishes were read is left for the next look."""
-    row = await tx.attachments.get(move.attachment.account_id, move.attachment.id)
+    row = await tx.attachments.get(move.attachment.account_id, move.attachment.id, lock=True)
     if row is None or row.replaces != move.source or row.state != move.attachment.state:
         return
     account = row.account_id

@@ -105,12 +105,18 @@ class Attachments:
             raise NotFoundError(f"There is no attachment {id}.")
         return after
 
-    async def get(self, account: str, id: int) -> Attachment | None:
-        return await self._session.one(self._of(account).where(attachments.c.id == id), Attachment)
+    async def get(self, account: str, id: int, *, lock: bool = False) -> Attachment | None:
+        """`lock`: it stays as it is found until the transaction ends."""
+        statement = self._of(account).where(attachments.c.id == id)
+        return await self._session.one(statement.with_for_update() if lock else statement, Attachment)
 
-    async def find(self, account: str, adapter_row_id: int, instance_id: int) -> Attachment | None:
+    async def find(
+        self, account: str, adapter_row_id: int, instance_id: int, *, lock: bool = False
+    ) -> Attachment | None:
+        """`lock`: it stays as it is found until the transaction ends."""
         same = (attachments.c.adapter_row_id == adapter_row_id) & (attachments.c.instance_id == instance_id)
-        return await self._session.one(self._of(account).where(same), Attachment)
+        statement = self._of(account).where(same)
+        return await self._session.one(statement.with_for_update() if lock else statement, Attachment)
 
     async def list(
         self,
@@ -169,11 +175,15 @@ class Attachments:
             raise NotFoundError(f"There is no attachment {id}.")
         return after
 
-    async def delete(self, account: str, id: int) -> bool:
-        """Its slot is free. For what is proved gone from every replica."""
-        return await self._session.changed(
-            sa.delete(attachments).where(owned(attachments, account), attachments.c.id == id)
-        )
+    async def delete(self, account: str, id: int, *, in_any_state: bool = False) -> bool:
+        """Its slot is free. For what is proved gone from every replica.
+
+        False, and nothing done, where it is not `detaching`: it was asked for again meanwhile.
+        """
+        statement = sa.delete(attachments).where(owned(attachments, account), attachments.c.id == id)
+        if not in_any_state:
+            statement = statement.where(attachments.c.state == "detaching")
+        return await self._session.changed(statement)
 
     async def lock_instance(self, account: str, id: int) -> None:
         """One after the other from here: the count of held slots stays true until commit.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import sqlalchemy as sa
 
+from pillion.store.events import chosen, paged
 from pillion.store.rows import (
     Adapter,
     ApiKey,
     Attachment,
+    AuditRecord,
     Caller,
     Event,
     Instance,
@@ -29,6 +33,7 @@ from pillion.store.tables import (
     adapters,
     api_keys,
     attachments,
+    audit,
     events,
     instances,
     invites,
@@ -166,9 +171,36 @@ class Everyone:
         statement = sa.update(jobs).where(jobs.c.id == id).values(**values)
         return await self._session.one(statement.returning(*jobs.c), Job)
 
-    async def events(self, *, after: int = 0, limit: int = 100) -> list[Event]:
-        statement = sa.select(events).where(events.c.id > after).order_by(events.c.id)
-        return await self._session.all(statement.limit(limit), Event)
+    async def events(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        account: str | None = None,
+        subject: str | None = None,
+        kinds: Collection[str] = (),
+        newest: bool = False,
+    ) -> list[Event]:
+        """Oldest first, or `newest` first: all, or one account's."""
+        statement = sa.select(events)
+        if account is not None:
+            statement = statement.where(events.c.account_id == account)
+        return await self._session.all(
+            chosen(statement, after=after, limit=limit, subject=subject, kinds=kinds, newest=newest), Event
+        )
+
+    async def audit(
+        self, *, after: int = 0, limit: int = 100, account: str | None = None, action: str | None = None
+    ) -> list[AuditRecord]:
+        """Newest first: all, or one account's."""
+        statement = sa.select(audit)
+        if account is not None:
+            statement = statement.where(audit.c.account_id == account)
+        if action is not None:
+            statement = statement.where(audit.c.action == action)
+        return await self._session.all(
+            paged(statement, audit.c.id, after=after, limit=limit, newest=True), AuditRecord
+        )
 
     async def snapshot_rows(self) -> SnapshotRows:
         """Consistent where the transaction is (`Database.read`)."""

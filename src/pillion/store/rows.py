@@ -278,6 +278,24 @@ class Event(msgspec.Struct, frozen=True):
     detail: dict[str, Any]
 
 
+class AuditRecord(msgspec.Struct, frozen=True):
+    """Who (`key_id`: a key, or a member) asked for what. `subject`: the path; `made`: the id of what it made.
+
+    `status`, `error`: the answer's. Without a status it was not answered: it is under way, or its control died.
+    """
+
+    id: int
+    account_id: str
+    at: float
+    key_id: str
+    action: str
+    subject: str
+    request_id: str | None
+    made: str | None
+    status: int | None
+    error: str | None
+
+
 class Lease(msgspec.Struct, frozen=True):
     """`token` grows with every holder: the fence for writes made under the lease."""
 

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from pillion.store.accounts import Accounts
 from pillion.store.adapters import Adapters
 from pillion.store.attachments import Attachments
+from pillion.store.audit import Audit
 from pillion.store.events import Events
 from pillion.store.everyone import Everyone
 from pillion.store.instances import Instances
@@ -17,6 +18,7 @@ from pillion.store.leases import Leases
 from pillion.store.logins import Logins
 from pillion.store.members import Members
 from pillion.store.models import Models
+from pillion.store.retention import Retention
 from pillion.store.secrets import Secrets
 from pillion.store.session import Session
 from pillion.store.settings import Settings
@@ -42,6 +44,8 @@ class Tx:
         self.attachments = Attachments(session, self.everyone)
         self.jobs = Jobs(session)
         self.events = Events(session)
+        self.audit = Audit(session)
+        self.retention = Retention(Session(connection, everyone=True))
         self.secrets = Secrets(session)
         self.settings = Settings(session)
         self.leases = Leases(session)
