@@ -66,6 +66,7 @@ class Node:
             engine_key="engine-key",
             artifacts=self.url,
             cache_dir=str(self.data_dir / "cache" / "adapters"),
+            load_key="load-key",
         )
 
     def put(self, name: str, seed: int = 0, *, rank: int = 4, zero: bool = False) -> GrantEntry:
@@ -129,6 +130,12 @@ class AgentClient:
         data = msgspec.json.encode(given)
         async with self.http.put(f"{self.url}/v1/grant", data=data, headers=self._token) as answer:
             return answer.status
+
+    async def load(self, signed: bytes, key: str | None = None) -> tuple[int, dict[str, Any]]:
+        """As a gateway asks for a load on demand."""
+        headers = {"authorization": f"Bearer {self.spec.load_key if key is None else key}"}
+        async with self.http.post(f"{self.url}/v1/load", data=signed, headers=headers) as answer:
+            return answer.status, await answer.json()
 
     async def stop(self, drain_s: float = 0.0) -> int:
         async with self.http.post(

@@ -13,13 +13,15 @@ import psutil
 import structlog
 from aiohttp import web
 
-from pillion.agent.api import application, check_newer
+from pillion.agent.api import Keys, application, check_newer
 from pillion.agent.backoff import Backoff
 from pillion.agent.board import Board
 from pillion.agent.home import Home
 from pillion.agent.loading import Loading
+from pillion.agent.permitted import Permitted
 from pillion.agent.residents import Fetch, Residents
 from pillion.agent.supervisor import Supervisor, Timing
+from pillion.core.permits import PermitRefusedError, Terms, check, opened
 from pillion.core.replica import AgentRecord, Grant, ReplicaSpec
 from pillion.engines.driver import EngineDriver, Launch, slots
 
@@ -51,7 +53,10 @@ class Agent:
         self._home, self._spec, self._now = home, spec, parts.now
         self.board = Board(spec, parts.epoch, parts.now)
         backoff = Backoff(parts.random, parts.first_backoff_s)
-        self._residents = Residents(slots(spec), Loading(parts.fetch), backoff, parts.now, self._publish)
+        self._permitted = Permitted(home)
+        self._residents = Residents(
+            slots(spec), Loading(parts.fetch), backoff, parts.now, self._publish, self._permitted
+        )
         self._supervisor = Supervisor(
             home, spec, parts.driver, parts.launch, self.board, self._residents, backoff, parts.timing
         )
@@ -63,10 +68,11 @@ class Agent:
         """Until `stop` has ended the engine. Cancelled, it leaves the engine running, for the next agent."""
         known = self._home.read("grant.json", Grant)
         if known is not None:
-            self._residents.accept(known)
+            self._residents.resume(known)
         runner = await self._listen()
         self._tasks = [
             asyncio.create_task(self._residents.run()),
+            asyncio.create_task(self._permitted.run()),
             asyncio.create_task(self._supervisor.run()),
         ]
         stopped = asyncio.create_task(self._stopped.wait())
@@ -74,7 +80,7 @@ class Agent:
             done, _ = await asyncio.wait({stopped, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 if not task.cancelled():
-                    task.result()  # neither of the two ends by itself: if one did, its error is ours
+                    task.result()  # none of them ends by itself: if one did, its error is ours
             await asyncio.sleep(LAST_LOOK_S)  # the answer to `stop`, and the last status, still go out
         finally:
             await _cancel([stopped, *self._tasks])
@@ -92,6 +98,21 @@ class Agent:
         check_newer(grant, self._spec.id, self._residents.grant.version)
         self._home.write("grant.json", grant)
         self._residents.accept(grant)
+
+    async def load(self, signed: bytes) -> float:
+        """Loads on demand what a permit is for, where it is not there; milliseconds that took.
+
+        Raises `PermitRefusedError`, and what `Residents.ask` does.
+        """
+        group, grant = self._spec.group, self._residents.grant
+        if grant.on_demand is None or not group.lora.on_demand:
+            raise PermitRefusedError("this replica loads nothing on demand.")
+        permit = opened(signed, grant.on_demand.key)
+        terms = Terms(grant.on_demand.account, group.model.name, group.region, group.lora.max_rank)
+        check(permit, terms, self._now())
+        if permit.entry.engine_name in grant.drop:
+            raise PermitRefusedError(f"{permit.adapter_id} may not be loaded here any more.")
+        return await self._residents.ask(permit.entry)
 
     async def _stop(self, drain_s: float) -> None:
         self.board.post(stage="stopping", ready=False, detail=f"draining for {drain_s:g} s at most")
@@ -118,7 +139,8 @@ class Agent:
         self.board.post(grant_version=version, adapters=adapters)
 
     async def _listen(self) -> web.AppRunner:
-        app = application(self.board, self._home, self._spec.agent_token, self.accept, self.stop)
+        keys = Keys(self._spec.agent_token, self._spec.load_key)
+        app = application(self.board, self._home, keys, self.accept, self.stop, self.load)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         site = web.TCPSite(runner, self._spec.host, 0)

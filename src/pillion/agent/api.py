@@ -1,10 +1,11 @@
-"""The agent's own HTTP: facts out, grants in. Loopback, one token."""
+"""The agent's own HTTP: facts out, grants in. Loopback; one token, and a key that can only ask for loads."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
@@ -19,6 +20,7 @@ from pillion.core.replica import Grant
 MAX_WAIT_S = 60.0
 MAX_TAIL = 100_000
 MAX_GRANT_BYTES = 16 * 1024 * 1024
+LOAD = "/v1/load"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -29,14 +31,30 @@ class StaleGrantError(ConflictError):
     code = "grant_stale"
 
 
+@dataclass(frozen=True)
+class Keys:
+    """`token` opens all but loads, `load_key` these alone; an empty one opens nothing."""
+
+    token: str
+    load_key: str
+
+    def open(self, path: str, given: bytes) -> bool:
+        wanted = self.load_key if path == LOAD else self.token
+        return hmac.compare_digest(given, f"Bearer {wanted}".encode()) and wanted != ""
+
+
 def application(
     board: Board,
     home: Home,
-    token: str,
+    keys: Keys,
     accept: Callable[[Grant], None],
     stop: Callable[[float], Awaitable[None]],
+    load: Callable[[bytes], Awaitable[float]],
 ) -> web.Application:
-    """`accept` takes a grant or raises `PillionError`; `stop` drains for so many seconds and ends the engine."""
+    """`accept` takes a grant or raises `PillionError`; `stop` drains for so many seconds and ends the engine.
+
+    `load` takes a signed permit and gives the milliseconds of its load, or raises `PillionError`.
+    """
 
     async def status(request: web.Request) -> web.StreamResponse:
         wait = min(_number(request, "wait", 0.0), MAX_WAIT_S)
@@ -67,9 +85,13 @@ def application(
         await stop(_number(request, "drain_s", 0.0))
         return _json(board.status)
 
-    app = web.Application(middlewares=[_guarded(token)], client_max_size=MAX_GRANT_BYTES)
+    async def on_demand(request: web.Request) -> web.StreamResponse:
+        return _json({"load_ms": await load(await request.read())})
+
+    app = web.Application(middlewares=[_guarded(keys)], client_max_size=MAX_GRANT_BYTES)
     app.router.add_get("/v1/status", status)
     app.router.add_put("/v1/grant", grant)
+    app.router.add_post(LOAD, on_demand)
     app.router.add_get("/v1/logs", logs)
     app.router.add_post("/v1/stop", end)
     return app
@@ -85,18 +107,16 @@ def check_newer(grant: Grant, replica: str, known: int) -> None:
         raise StaleGrantError(f"grant {grant.version} is older than {known}, which is in force.")
 
 
-def _guarded(token: str) -> Middleware:
-    expected = f"Bearer {token}".encode()
-
+def _guarded(keys: Keys) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             given = request.headers.get("authorization", "").encode(errors="replace")
-            if not hmac.compare_digest(given, expected):
+            if not keys.open(request.path, given):
                 raise InvalidApiKeyError("the agent needs its token.")
             return await handler(request)
         except PillionError as error:
-            return _json(error.body(), error.status)
+            return _json(error.body(), error.status, error.headers())
 
     return guard
 
@@ -112,5 +132,6 @@ def _number(request: web.Request, name: str, default: float) -> float:
     return value
 
 
-def _json(body: object, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+def _json(body: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    data = msgspec.json.encode(body)
+    return web.Response(body=data, status=status, headers=headers, content_type="application/json")

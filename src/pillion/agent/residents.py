@@ -1,4 +1,4 @@
-"""Converges the adapters in one engine to the last grant, also while control is away."""
+"""Converges the adapters in one engine to the last grant and to what is asked for, also while control is away."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from typing import Any
 import msgspec
 import structlog
 
+from pillion.agent.asks import LASTING_S, Asks, LoadFailedError
 from pillion.agent.backoff import Backoff
+from pillion.agent.demand import Interest
 from pillion.agent.loading import Engine, Loaded, Loading, failure_of
-from pillion.core.replica import Grant, Residency
-from pillion.core.residency import Load, Table, expired, plan
-from pillion.engines.client import EngineError, EngineState
+from pillion.agent.permitted import Permitted
+from pillion.core.errors import NoRoomError, UnavailableError
+from pillion.core.replica import Grant, GrantEntry, Residency
+from pillion.core.residency import Action, Evict, Load, Refuse, Table, evictable, expired, plan
+from pillion.engines.client import EngineError, EngineState, Requests
 
 Fetch = Callable[[str], Awaitable[Path]]
 log = structlog.get_logger(__name__)
@@ -49,14 +53,16 @@ class Residents:
         backoff: Backoff,
         now: Callable[[], float],
         publish: Callable[[int, tuple[Residency, ...]], None],
+        permitted: Permitted,
     ) -> None:
         self._slots, self._loading, self._backoff = slots, loading, backoff
-        self._now, self._publish = now, publish
+        self._now, self._publish, self._permitted = now, publish, permitted
+        self._asks, self._interest = Asks(backoff, now), Interest(slots)
+        self._looking: asyncio.Task[None] | None = None
         self._grant = Grant("", 0, ())
         self._table = Table()
         self._trials: dict[str, _Trials] = {}
         self._asked: set[str] = set()
-        self._busy_serving: frozenset[str] = frozenset()
         self._attached: _Attached | None = None
         self._wake = asyncio.Event()
 
@@ -64,16 +70,52 @@ class Residents:
     def grant(self) -> Grant:
         return self._grant
 
-    def accept(self, grant: Grant) -> None:
-        """Takes a grant as the one to converge to. Failures it names in `retry` are forgotten."""
+    def resume(self, grant: Grant) -> None:
+        """The grant that was in force when the agent before this one ended."""
         self._grant = grant
+        self._wake.set()
+
+    def accept(self, grant: Grant) -> None:
+        """Takes a grant as the one to converge to. Failures it names in `retry` are forgotten.
+
+        Loads that are new in it are asked for: room is made for them once.
+        """
+        before = {entry.engine_name for entry in self._grant.entries}
+        self._grant = grant
+        self._asked |= {entry.engine_name for entry in grant.entries if evictable(entry)} - before
         self._asked |= set(grant.retry)
+        self._permitted.drop(self._granted())
+        self._permitted.drop(grant.drop)
+        if grant.on_demand is None:
+            self._permitted.clear()
         for name in grant.retry:
             self._trials.pop(name, None)
         for name, drain_s in self._attached.draining.items() if self._attached else ():
             if grant.drain_s(name) < drain_s:
                 self._do(f"{name} sooner", self._hasten(name, grant.drain_s(name)))
         self._wake.set()
+
+    async def ask(self, entry: GrantEntry) -> float:
+        """Loads it, where it is not there; milliseconds that took, 0.0 where it was there. All who ask share one load.
+
+        Raises `UnavailableError` (the engine is not up), `NoRoomError`, `LoadFailedError`.
+        """
+        name = entry.engine_name
+        row = self._table.rows.get(name)
+        if row is not None and row.state == "failed" and row.failure is not None:
+            due = self._trials[name].due - self._now() if name in self._trials else LASTING_S
+            raise LoadFailedError(row.failure.message, code=row.failure.code, retry_after=max(0.0, due))
+        self._asks.check(name)
+        if not self._here(name) and self._table.occupied() >= self._slots - 1:
+            await self._look()
+        if self._attached is None:
+            raise _not_up()
+        if name not in self._granted():
+            self._permitted.add(entry)
+        if self._here(name):
+            return 0.0
+        self._wake.set()
+        return await self._asks.wait(name)
 
     def attach(self, engine: Engine, state: EngineState) -> None:
         """An engine is up, and holds what `state` says.
@@ -97,6 +139,7 @@ class Residents:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         self._table.engine_lost(self._now())
+        self._asks.refuse_all(_not_up())
         for name in self._trials:  # what failed may well have failed because the engine was about to
             self._table.forget(name)
         self._trials.clear()
@@ -109,7 +152,6 @@ class Residents:
         and should not is taken out.
         """
         held = {adapter.name: adapter for adapter in state.adapters}
-        self._busy_serving = frozenset(name for name, adapter in held.items() if adapter.inflight)
         for name, row in before.items():
             if self._table.rows.get(name) is not row or row.state != "loaded":
                 continue
@@ -118,13 +160,12 @@ class Residents:
                 log.error("adapter_lost", adapter=name)
                 self._table.begin_unload(name, self._now())
                 self._table.unloaded(name, self._now())
-                self._wake.set()
-            elif adapter.inflight:
-                self._table.used(name, self._now())
         for name in held:
             now = self._table.rows.get(name)
             if now is before.get(name) and (now is None or now.state in ("failed", "registered")):
                 self._do(name, self._purge(name))
+        self._counted({a.name: Requests(a.inflight, a.requests) for a in state.adapters})
+        self._wake.set()
 
     def rows(self) -> dict[str, Residency]:
         return dict(self._table.rows)
@@ -142,17 +183,28 @@ class Residents:
     async def drain(self, deadline_s: float) -> None:
         """Unloads everything: requests in flight finish, up to `deadline_s`."""
         self._grant = Grant(self._grant.replica, self._grant.version, (), deadline_s)
+        self._permitted.clear()
         self._wake.set()
         while self._attached is not None and self._table.occupied():
             tasks = list(self._attached.tasks.values())
             await (asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED) if tasks else asyncio.sleep(0.01))
             self._wake.set()
 
-    def _wanted(self) -> set[str]:
+    def _entries(self) -> tuple[GrantEntry, ...]:
+        return *self._grant.entries, *self._permitted.entries
+
+    def _granted(self) -> set[str]:
         return {entry.engine_name for entry in self._grant.entries if not expired(entry, self._now())}
 
+    def _wanted(self) -> set[str]:
+        return {entry.engine_name for entry in self._entries() if not expired(entry, self._now())}
+
+    def _here(self, name: str) -> bool:
+        row = self._table.rows.get(name)
+        return row is not None and row.state == "loaded" and name in self._wanted()
+
     def _next_due(self) -> float | None:
-        expiries = [entry.expires_at for entry in self._grant.entries if entry.expires_at is not None]
+        expiries = [entry.expires_at for entry in self._entries() if entry.expires_at is not None]
         ahead = [at for at in expiries if at > self._now()]
         return min([*ahead, *(trial.due for trial in self._trials.values())], default=None)
 
@@ -160,33 +212,55 @@ class Residents:
         if self._attached is None:
             self._show()
             return
-        now = self._now()
-        due = {name for name, trial in self._trials.items() if trial.due <= now}
+        now, entries = self._now(), self._entries()
+        sizes = {entry.engine_name: entry.size_bytes for entry in entries}
         actions = plan(
             self._table.rows,
-            self._grant.entries,
+            entries,
             self._slots,
             now,
-            self._asked | due,
-            in_flight=self._busy_serving,
+            {name for name, trial in self._trials.items() if trial.due <= now},
+            asked=self._asked.union(self._asks.names),
+            in_flight=self._interest.busy,
+            value=lambda row: self._interest.worth(row.engine_name, sizes[row.engine_name]),
         )
         for action in actions:
-            name = action.entry.engine_name if isinstance(action, Load) else action.engine_name
-            if name in self._running():
-                continue
-            if isinstance(action, Load):
-                self._asked.discard(name)
-                self._table.begin_load(name, now)
-                self._do(name, self._load(name, action.entry.digest))
-            else:
-                self._table.begin_unload(name, now)
-                self._do(name, self._unload(name))
+            self._act(action, now)
         self._forget()
         self._show()
 
+    def _act(self, action: Action, now: float) -> None:
+        name = action.entry.engine_name if isinstance(action, Load) else action.engine_name
+        if isinstance(action, Refuse):
+            self._permitted.drop([name])
+            self._asks.refuse(name, NoRoomError("every slot here is held or in use now.", retry_after=1.0))
+        elif name in self._running():
+            return
+        elif isinstance(action, Load):
+            self._asked.discard(name)
+            self._table.begin_load(name, now)
+            self._do(name, self._load(action.entry))
+        elif isinstance(action, Evict):
+            self._table.begin_unload(name, now)
+            self._do(name, self._evict(name))
+        else:
+            self._table.begin_unload(name, now)
+            self._do(name, self._unload(name))
+
     def _forget(self) -> None:
-        """Drops what is no longer granted and takes no slot, and the retries that have no object any more."""
-        wanted = self._wanted()
+        """Drops what is no longer wanted and takes no slot, and the asks and retries that have no object any more.
+
+        A load that is wanted and for which there was no room is told as `registered`.
+        """
+        wanted, rows = self._wanted(), self._table.rows
+        self._asked = {
+            n for n in self._asked & wanted if n not in rows or rows[n].state in ("registered", "failed")
+        }
+        for name in [n for n in self._asks.names if n not in wanted and n not in self._running()]:
+            self._asks.refuse(name, UnavailableError("it may not be loaded here any more."))
+        for entry in self._grant.entries:
+            if evictable(entry) and entry.engine_name in wanted - self._asked:
+                self._table.register(entry.engine_name, self._now())
         for name, row in self.rows().items():
             if name not in wanted and row.state in ("registered", "failed"):
                 self._table.forget(name)
@@ -196,7 +270,6 @@ class Residents:
         for name, trial in self._trials.items():
             if name in failed and trial.due <= self._now():  # it waits for a slot, not for a time
                 trial.due = self._now() + self._backoff.delay(trial.count)
-        self._asked &= failed
 
     def _running(self) -> set[str]:
         return set(self._attached.tasks) if self._attached else set()
@@ -214,17 +287,23 @@ class Residents:
         attached.tasks.pop(name, None)
         self._wake.set()
 
-    async def _load(self, name: str, digest: str) -> None:
-        outcome = await self._loading.load(self._engine(), name, digest)
+    async def _load(self, entry: GrantEntry) -> None:
+        name = entry.engine_name
+        outcome = await self._loading.load(self._engine(), name, entry.digest)
         if isinstance(outcome, Loaded):
             self._trials.pop(name, None)
             self._table.loaded(name, self._now(), outcome.proof, outcome.load_ms)
+            self._interest.loaded(entry.size_bytes, outcome.load_ms)
+            self._asks.loaded(name, outcome.load_ms)
             log.info("adapter_loaded", adapter=name, load_ms=outcome.load_ms)
             return
         failure, lasting = outcome
         log.error("adapter_failed", adapter=name, code=failure.code, error=failure.message, lasting=lasting)
         self._table.failed(name, self._now(), failure)
-        if lasting:
+        self._asks.failed(name, failure, lasting)
+        if name in self._permitted:  # it is tried again when it is asked for again
+            self._permitted.drop([name])
+        elif lasting:
             self._trials.pop(name, None)
         else:
             count = self._trials[name].count + 1 if name in self._trials else 1
@@ -237,8 +316,27 @@ class Residents:
             failures += 1
             await asyncio.sleep(self._backoff.delay(failures))
         del draining[name]
-        self._table.unloaded(name, self._now())
+        self._left(name)
         log.info("adapter_unloaded", adapter=name)
+
+    async def _evict(self, name: str) -> None:
+        try:
+            gone = await self._engine().client.evict(name)
+        except EngineError:
+            await self._unload(name)  # where it is not, or until it is proved gone
+            return
+        if not gone:
+            self._table.kept(name, self._now())
+            self._interest.busy |= {name}
+            return
+        self._left(name)
+        log.info("adapter_evicted", adapter=name)
+
+    def _left(self, name: str) -> None:
+        self._table.unloaded(name, self._now())
+        self._interest.forget([name])
+        if name not in self._asks.names:
+            self._permitted.drop([name])
 
     async def _hasten(self, name: str, deadline_s: float) -> None:
         """One that is being drained has less time now."""
@@ -257,6 +355,26 @@ class Residents:
                 return False
         return True
 
+    async def _look(self) -> None:
+        """What the gate counted until now. Those who look at the same time share it."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._count())
+        await asyncio.shield(self._looking)
+
+    async def _count(self) -> None:
+        if self._attached is None:
+            return
+        try:
+            self._counted(await self._attached.engine.client.requests())
+        except EngineError as error:
+            log.warning("requests_unknown", error=error.message)
+
+    def _counted(self, requests: dict[str, Requests]) -> None:
+        for name in self._interest.counted(requests):
+            row = self._table.rows.get(name)
+            if row is not None and row.state == "loaded":
+                self._table.used(name, self._now())
+
     def _draining(self) -> dict[str, float]:
         return self._attached.draining if self._attached else {}
 
@@ -273,3 +391,7 @@ class Residents:
         if row.state != "failed" or trial is None:
             return row
         return msgspec.structs.replace(row, retry_at=trial.due)
+
+
+def _not_up() -> UnavailableError:
+    return UnavailableError("the engine of this replica is not up.", retry_after=2.0)

@@ -82,6 +82,7 @@ class ReplicaDirectory:
             started_at=record.started_at if record else self.created,
             generation=group.generation,
             exit_reason=None if alive else self._last_words(),
+            load_key=self.spec.load_key,
         )
 
     def start(self) -> None:

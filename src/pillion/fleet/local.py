@@ -122,6 +122,7 @@ class LocalProvisioner:
             engine_key=self._token(),
             artifacts=self._artifacts,
             cache_dir=str(self._cache),
+            load_key=self._token(),
         )
         made = ReplicaDirectory(create(self._root, spec), spec, self._command)
         self._known[spec.id] = made
