@@ -31,7 +31,6 @@ from pillion.control.views import (
     EventView,
     ImportView,
     Page,
-    VersionView,
 )
 from pillion.core.errors import InvalidRequestError
 from pillion.core.replica import LoraSpec
@@ -189,11 +188,6 @@ async def eligible_instances(control: Ctl, caller: Caller, ref: str) -> Page[Eli
 async def explain_adapter(control: Ctl, caller: Caller, ref: str) -> Explanation:
     """Where it should be, where it is, why not, and what happens next."""
     return await explanations.explained(control, caller, ref)
-
-
-@router.get("/v1/adapters/{ref}/versions")
-async def list_versions(control: Ctl, caller: Caller, ref: str) -> Page[VersionView]:
-    return await adapters.versions(control, caller, ref)
 
 
 @router.get("/v1/adapters/{ref}/events")

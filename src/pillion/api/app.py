@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -12,13 +13,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from pillion import __version__
-from pillion.api import accounts, adapters, instances, jobs, keys, models, usage
+from pillion.api import accounts, adapters, instances, jobs, keys, models, usage, versions
 from pillion.api.errors import ErrorBody
 from pillion.api.limits import BodyLimit
 from pillion.control.context import Control
 from pillion.core.errors import InvalidRequestError, NotFoundError, PillionError, RequestTooLargeError
 
 log = structlog.get_logger(__name__)
+
+STREAMED = re.compile(r"/v1/adapters/(upload|[^/]+/versions)")
 
 
 def error_response(error: PillionError) -> JSONResponse:
@@ -80,10 +83,10 @@ def build(control: Control) -> FastAPI:
         },
     )
     app.state.control = control
-    app.add_middleware(BodyLimit, streamed=(adapters.UPLOAD,))
+    app.add_middleware(BodyLimit, streamed=STREAMED)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    for module in (adapters, instances, models, jobs, keys, accounts, usage):
+    for module in (adapters, versions, instances, models, jobs, keys, accounts, usage):
         app.include_router(module.router)
 
     @app.get("/healthz", tags=["health"])

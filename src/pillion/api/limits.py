@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,15 +11,15 @@ MAX_BODY = 1 << 20
 
 
 class BodyLimit:
-    """Reading more than `limit` bytes raises 413, except of the paths in `streamed`."""
+    """Reading more than `limit` bytes raises 413, except of paths that match `streamed`."""
 
-    def __init__(self, app: ASGIApp, streamed: Collection[str], limit: int = MAX_BODY) -> None:
+    def __init__(self, app: ASGIApp, streamed: re.Pattern[str], limit: int = MAX_BODY) -> None:
         self._app = app
         self._streamed = streamed
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._streamed:
+        if scope["type"] != "http" or self._streamed.fullmatch(scope["path"]):
             await self._app(scope, receive, send)
             return
         taken = 0

@@ -59,6 +59,16 @@ class ImportBody(_Body):
     region: Short | None = None
 
 
+class VersionImportBody(_Body):
+    repo: str = Field(max_length=200)
+    revision: str | None = Field(default=None, max_length=200)
+
+
+class CanaryBody(_Body):
+    version: int = Field(ge=1, lt=2**53)
+    share: float = Field(ge=0, le=1, description="Of the requests, from 0 to 1.")
+
+
 class RenameBody(_Body):
     label: str = Text
 

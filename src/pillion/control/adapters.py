@@ -9,7 +9,7 @@ from pillion.control import attachments, lookup
 from pillion.control.context import Control
 from pillion.control.instances import events_page
 from pillion.control.keys import Principal
-from pillion.control.views import AdapterView, Deleted, EventView, Page, VersionView
+from pillion.control.views import AdapterView, Deleted, EventView, Page
 from pillion.core.errors import AdapterInUseError, NotFoundError
 from pillion.core.names import check_adapter_name
 
@@ -77,29 +77,6 @@ async def delete(control: Control, who: Principal, ref: str, force: bool) -> Del
     control.changes.notify()
     behind = await control.controller.published()
     return Deleted(row.id, unacknowledged=behind)
-
-
-async def versions(control: Control, who: Principal, ref: str) -> Page[VersionView]:
-    async with control.db.read() as tx:
-        row = await lookup.adapter(tx, who, ref)
-        found = await tx.versions.list(who.account, row.row_id)
-    return Page(
-        [
-            VersionView(
-                v.version,
-                v.digest,
-                v.version == row.live_version,
-                v.rank,
-                v.alpha,
-                list(v.target_modules),
-                v.size_bytes,
-                list(v.warnings),
-                dict(v.source),
-                v.created_at,
-            )
-            for v in found
-        ]
-    )
 
 
 async def events(

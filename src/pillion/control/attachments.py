@@ -47,8 +47,9 @@ async def eligible(control: Control, who: Principal, ref: str) -> Page[EligibleV
     """Every instance the caller can see, whether it can take the adapter and, if not, why."""
     async with control.db.read() as tx:
         adapter = await lookup.adapter(tx, who, ref)
-        version = await lookup.live_version(tx, adapter)
+        version = await lookup.largest_version(tx, adapter)
         there = {a.instance_id for a in await tx.attachments.list(who.account, adapter_row_id=adapter.row_id)}
+        need = slots_of(adapter)
         rows = await tx.instances.list(who.account, pool=True, wanted=True, limit=1000)
         found = []
         for row in rows:
@@ -59,7 +60,7 @@ async def eligible(control: Control, who: Principal, ref: str) -> Page[EligibleV
                 reasons.append("shared pool: load it there instead of attaching")
             if row.id in there:
                 reasons.append("already attached")
-            elif slots and used >= slots:
+            elif slots and used + need > slots:
                 reasons.append("full")
             found.append(
                 EligibleView(row.id, row.model, not reasons, reasons, slots, used, max(0, slots - used))
@@ -117,7 +118,7 @@ async def attach_in(
     there = await tx.attachments.find(who.account, adapter.row_id, instance.id, lock=True)
     again = there is not None and (there.hold == "loaded" or there.state == "failed")
     if there is None or again:
-        await make_room(control, tx, instance, spec.lora.max_adapters, there)
+        await make_room(control, tx, instance, spec.lora.max_adapters, there, slots_of(adapter))
     await _event(control, tx, who, "attach_asked", adapter, instance.id)
     if there is not None and again:
         return await tx.attachments.renew(
@@ -184,31 +185,39 @@ async def until_gone(control: Control, who: Principal, attachment: int, timeout:
         await control.controller.ticked.wait(seen, left)
 
 
-async def make_room(
-    control: Control, tx: Tx, instance: Instance, capacity: int, but: Attachment | None
-) -> None:
-    """End the oldest unpinned load where all slots are taken by others than `but`. The instance is locked.
+def slots_of(adapter: Adapter) -> int:
+    """How many it takes on an instance: one, and one for its canary."""
+    return 1 if adapter.canary_version is None else 2
 
-    Raises `InstanceAtCapacityError` where all are held.
+
+async def make_room(
+    control: Control, tx: Tx, instance: Instance, capacity: int, but: Attachment | None, need: int = 1
+) -> None:
+    """End the oldest unpinned loads until `need` slots are free, leaving `but` out of account. The instance is locked.
+
+    Raises `InstanceAtCapacityError` where too many are held.
     """
     now = control.clock()
     rows = await tx.everyone.attachments(instance_id=instance.id, detaching=False)
     rows = [r for r in rows if (but is None or r.id != but.id) and not ended([r], now)]
-    if len(rows) < capacity:
-        return
+    canaries = await tx.everyone.canaries(instance.id)
+    taken = sum(1 + (row.adapter_row_id in canaries) for row in rows)
     loads = [row for row in rows if row.hold == "loaded" and not row.pinned]
-    if not loads:
-        raise InstanceAtCapacityError(
-            f"model instance at capacity: all {capacity} slots of instance {instance.id} are held; "
-            "detach or unpin one, or use another instance."
-        )
-    oldest = min(loads, key=lambda row: (row.created_at, row.id))
-    await tx.attachments.mark_detaching(oldest.account_id, oldest.id)
+    loads.sort(key=lambda row: (row.created_at, row.id))
+    while taken + need > capacity:
+        if not loads:
+            raise InstanceAtCapacityError(
+                f"model instance at capacity: {'all' if need == 1 else f'{taken} of'} {capacity} slots of instance "
+                f"{instance.id} are held; detach or unpin one, or use another instance."
+            )
+        oldest = loads.pop(0)
+        taken -= 1 + (oldest.adapter_row_id in canaries)
+        await tx.attachments.mark_detaching(oldest.account_id, oldest.id)
 
 
 async def fits(tx: Tx, adapter: Adapter, instance: Instance) -> InstanceSpec:
     """The spec of an instance that can take the adapter. Raises `BaseMismatchError`, `InvalidRequestError`."""
-    version = await lookup.live_version(tx, adapter)
+    version = await lookup.largest_version(tx, adapter)
     if version is None:
         raise AdapterNotDeployedError(
             f"adapter {adapter.name!r} has no bytes yet (state {adapter.state}); wait for its import."

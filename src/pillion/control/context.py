@@ -32,6 +32,7 @@ class Settings:
     drain_s: float
     models_root: Path
     work_dir: Path
+    flip_drain_s: float = 300.0
 
 
 @dataclass

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from pillion.control import moves, plan
+from pillion.control import flips, moves, plan
 from pillion.control.changes import Changes
 from pillion.control.context import Control
 from pillion.control.failures import Failures
@@ -21,6 +21,7 @@ from pillion.control.grants import Due, Grants
 from pillion.control.groups import Groups
 from pillion.control.routes import routes_of
 from pillion.core.errors import UnavailableError
+from pillion.core.names import engine_name
 from pillion.core.replica import Replica, ReplicaStatus
 from pillion.store.leases import LeaseLostError
 from pillion.store.rows import Attachment, Instance, InstanceState, Lease, RoutedAdapter, SnapshotRows
@@ -31,6 +32,7 @@ log = structlog.get_logger(__name__)
 OBSERVE_S = 1.0
 LEASE = "controller"
 LEASE_S = 10.0
+SETTLING_S = 2.0  # in so long gateways find a control that has just begun
 GATEWAYS_S = 0.5  # how long `ready` waits for gateways: one that hangs must not hold up the rest
 
 
@@ -56,6 +58,10 @@ class Controller:
         self._grants = Grants(control.agents)
         self._failures = Failures()
         self._wishes = Wishes()
+        self._flips: list[flips.Flip] = []
+        self._turns: frozenset[int] = frozenset()
+        self._routed: frozenset[str] = frozenset()
+        self._settled_at = 0.0
         self._lease: Lease | None = None
         self._rows: SnapshotRows | None = None
         self._written, self._read_at = -1, 0.0
@@ -152,6 +158,7 @@ class Controller:
         if self._lease is not None:
             self._grants.begin(self._lease.token)
             self._failures = Failures()
+            self._settled_at = asyncio.get_running_loop().time() + SETTLING_S
         return self._lease is not None
 
     async def _act(self) -> None:
@@ -163,17 +170,35 @@ class Controller:
         )
         self._groups.move(plan.groups(self._wishes.instances.values()))
         facts = self._forgive()
+        fleet = flips.Fleet(self._wishes.instances, self._wishes.attachments, self._groups.replicas, facts)
+        self._flips = flips.look(self._wishes.adapters.values(), fleet)
+        self._turns = flips.in_turn(self._flips)
+        await self._hand_over()
         granted = await self._grants.send(self._groups.replicas, self._due)
         for replica in granted:
             self._failures.sent(replica)
         await self._record(facts)
+        await self._settle_flips()
 
-    def _due(self, replica: Replica) -> Due:
-        here = self._wishes.on(replica.instance)
+    async def _hand_over(self) -> None:
+        """No version leaves a grant before gateways know that another has taken its place."""
+        routed = plan.routed(self._wishes.adapters.values())
+        if self._routed - routed:
+            await self._control.gateways.acknowledged(await self.publish())
+        self._routed = routed
+
+    def _due(self, replica: Replica) -> Due | None:
+        settings, adapters = self._control.settings, self._wishes.adapters
+        here, status = self._wishes.on(replica.instance), self._control.agents.facts.get(replica.id)
+        held = status.adapters if status else ()
+        entries = plan.entries(replica.region, here, adapters, self._turns)
+        settling = asyncio.get_running_loop().time() < self._settled_at
+        if settling and plan.strands(here, adapters, held, entries):
+            return None  # gateways may not have heard yet what a control before this one decided
         return Due(
-            plan.entries(replica.region, here, self._wishes.adapters),
-            self._control.settings.drain_s,
-            plan.leaving(here, self._wishes.adapters),
+            entries,
+            settings.drain_s,
+            plan.leaving(here, adapters, held, entries, settings.flip_drain_s),
             self._failures.retry(replica.id),
         )
 
@@ -188,6 +213,10 @@ class Controller:
                 self._failures.tell(name, here)
             elif name is not None and attachment.state == "attaching":
                 self._failures.ask_again(name, here)
+        for adapter in self._wishes.adapters.values():
+            for version in (adapter.wanted, adapter.canary):
+                if version is not None:
+                    self._failures.ask_again(engine_name(adapter.adapter.id, version.digest), facts.values())
         return {id: self._failures.forgiven(status) for id, status in facts.items()}
 
     # What became of it.
@@ -217,6 +246,24 @@ class Controller:
                 await self._end(tx, attachment, now)
             for move in settled:
                 await moves.settle(tx, move, self._subject(move.attachment), now)
+        self._control.changes.notify()
+
+    async def _settle_flips(self) -> None:
+        """What all have that must goes live in one step; what cannot is given up; what holds others up goes last."""
+        now = self._control.clock()
+        over = [flip for flip in self._flips if flip.made or flip.failed]
+        stuck = flips.stuck(self._flips, now)
+        if not over and not stuck:
+            return
+        assert self._lease is not None
+        async with self._control.db.transaction() as tx:
+            await tx.leases.check(LEASE, self._lease.token)
+            for flip in stuck:
+                await flips.requeue(tx, flip, now)
+            for flip in over:
+                await flips.settle(tx, flip, now)
+        for flip in over:
+            self._failures.tell(flip.engine_name, self._control.agents.facts.values())
         self._control.changes.notify()
 
     async def _record_instance(self, tx: Tx, instance: Instance, state: InstanceState, now: float) -> None:

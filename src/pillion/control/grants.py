@@ -39,17 +39,20 @@ class Grants:
         """Under a new lease everything is sent anew."""
         self._token, self._sequence, self._sent = token, 0, {}
 
-    async def send(self, replicas: Iterable[Replica], due: Callable[[Replica], Due]) -> set[str]:
-        """Send what has changed to all whose agent was heard; the ids of those that took it."""
+    async def send(self, replicas: Iterable[Replica], due: Callable[[Replica], Due | None]) -> set[str]:
+        """Send what has changed to all whose agent was heard; the ids of those that took it.
+
+        Where `due` is None the last grant stays in force.
+        """
         there = {replica.id: replica for replica in replicas}
         for gone in self._sent.keys() - there.keys():
             del self._sent[gone]
         sends = [self._send(replica, due(replica)) for replica in there.values()]
         return {replica for replica in await asyncio.gather(*sends) if replica is not None}
 
-    async def _send(self, replica: Replica, due: Due) -> str | None:
+    async def _send(self, replica: Replica, due: Due | None) -> str | None:
         status = self._agents.facts.get(replica.id)
-        if status is None:
+        if status is None or due is None:
             return None
         now = (status.agent_epoch, due.entries, due.leaving)  # another life of the agent may have missed some
         if self._sent.get(replica.id) == now and not due.retry:

@@ -8,13 +8,13 @@ from pillion.artifacts.hub import Hub, HubRepo
 from pillion.artifacts.models import HubSource, PathSource, parse_source
 from pillion.artifacts.receive import receive
 from pillion.artifacts.store import Intake
-from pillion.control import accounts, bases, jobs, lookup, registration
+from pillion.control import accounts, bases, jobs, lookup, registration, versions
 from pillion.control.context import Control
 from pillion.control.jobs import Progress
 from pillion.control.keys import Principal
 from pillion.control.views import ImportView
 from pillion.core.adapters.verify import Limits
-from pillion.core.errors import InvalidRequestError, NotFoundError
+from pillion.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from pillion.core.names import Ref, new_id
 from pillion.store.rows import Adapter, Job
 
@@ -51,6 +51,34 @@ async def begin(
     return ImportView(view, jobs.view(job))
 
 
+async def begin_version(
+    control: Control, who: Principal, ref: str, repo: str, revision: str | None, live: bool
+) -> ImportView:
+    """The adapter, and the job that brings its next version."""
+    _check_repo(repo, revision)
+    async with control.db.transaction() as tx:
+        row = await lookup.adapter(tx, who, ref)
+        if row.live_version is None:
+            raise ConflictError(f"adapter {row.name!r} is still being imported; wait for its first version.")
+        job = await tx.jobs.create(
+            who.account,
+            new_id("job", control.choice),
+            kind=KIND,
+            subject={
+                "adapter": row.id,
+                "repo": repo,
+                "revision": revision or None,
+                "by": who.key,
+                "version": True,
+                "live": live,
+            },
+            now=control.clock(),
+        )
+        view = await lookup.adapter_view(control, tx, row)
+    control.jobs_queued.notify()
+    return ImportView(view, jobs.view(job))
+
+
 def _check_repo(repo: str, revision: str | None) -> None:
     try:
         parsed: HubSource | PathSource | None = parse_source(
@@ -68,7 +96,8 @@ def _check_repo(repo: str, revision: str | None) -> None:
 async def work(control: Control, job: Job, progress: Progress) -> str:
     """Fetch, verify, register. Safe to do again where a worker died in the middle."""
     row = await _adapter(control, job)
-    if row.live_version is not None:
+    further = bool(job.subject.get("version"))
+    if row.live_version is not None and not further:
         return "imported"
     who = Principal(job.account_id, job.subject["by"], frozenset({"manage"}))
     base = await bases.base_of(control, who, row.base_model)
@@ -84,10 +113,15 @@ async def work(control: Control, job: Job, progress: Progress) -> str:
             await progress.log(f"warning: {warning}")
         async with control.db.transaction() as tx:
             source = {"repo": found.repo, "commit": found.commit}
-            await registration.add_version(control, tx, row, stored, source)
-            await progress.finish(tx, "imported")
+            if further:
+                view, new = await versions.add(control, tx, who, row, stored, source, job.subject["live"])
+                message = f"version {view.version}" + ("" if new else ", which was there already")
+            else:
+                await registration.first_version(control, tx, row, stored, source)
+                message = "imported"
+            await progress.finish(tx, message)
     control.changes.notify()
-    return "imported"
+    return message
 
 
 async def ended(control: Control, job: Job) -> None:

@@ -94,6 +94,7 @@ async def status(control: Control, who: Principal) -> Page[BackendView]:
                 continue
             here = [a for a in mine if a.instance_id == row.id]
             used = len(await tx.everyone.attachments(instance_id=row.id))
+            used += len(await tx.everyone.canaries(row.id))
             shown = [_shown(control, a, adapters[a.adapter_row_id]) for a in here]
             found.append(
                 BackendView(
@@ -149,7 +150,7 @@ async def _hold(
     capacity = spec.lora.max_adapters
     if there is not None and there.hold == "attached" and there.state != "detaching":
         return there  # it is held more firmly than any load would
-    await attachments.make_room(control, tx, instance, capacity, there)
+    await attachments.make_room(control, tx, instance, capacity, there, attachments.slots_of(adapter))
     if there is not None:
         return await tx.attachments.renew(
             who.account,

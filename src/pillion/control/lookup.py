@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pillion.control.context import Control
 from pillion.control.keys import Principal
-from pillion.control.views import AdapterView, AttachmentView, ErrorView
+from pillion.control.views import AdapterView, AttachmentView, CanaryView, ErrorView
 from pillion.core.errors import NotFoundError
 from pillion.core.names import parse_ref
 from pillion.store.rows import Adapter, AdapterVersion, Attachment, Instance
@@ -35,8 +35,18 @@ async def live_version(tx: Tx, row: Adapter) -> AdapterVersion | None:
     return await tx.versions.get(row.account_id, row.row_id, row.live_version)
 
 
+async def largest_version(tx: Tx, row: Adapter) -> AdapterVersion | None:
+    """The one of highest rank of those that replicas hold or are to hold."""
+    numbers = {row.live_version, row.wanted_version, row.canary_version} - {None}
+    found = [
+        await tx.versions.get(row.account_id, row.row_id, number) for number in sorted(filter(None, numbers))
+    ]
+    return max((version for version in found if version), key=lambda version: version.rank, default=None)
+
+
 async def adapter_view(control: Control, tx: Tx, row: Adapter) -> AdapterView:
     version = await live_version(tx, row)
+    failed = await tx.versions.failures(row.account_id, row.row_id)
     attachments = await tx.attachments.list(row.account_id, adapter_row_id=row.row_id)
     return AdapterView(
         id=row.id,
@@ -54,9 +64,28 @@ async def adapter_view(control: Control, tx: Tx, row: Adapter) -> AdapterView:
         target_modules=list(version.target_modules) if version else [],
         size_bytes=version.size_bytes if version else None,
         attachments=[attachment_view(a, row) for a in attachments],
-        warnings=list(version.warnings) if version else [],
+        warnings=[
+            *(version.warnings if version else ()),
+            *(_not_live(f) for f in failed if _matters(f, row)),
+        ],
         created_at=row.created_at,
+        wanted_version=row.wanted_version,
+        previous_version=row.previous_version,
+        canary=_canary(row),
     )
+
+
+def _canary(row: Adapter) -> CanaryView | None:
+    return CanaryView(row.canary_version, row.canary_share or 0.0) if row.canary_version else None
+
+
+def _matters(failed: AdapterVersion, row: Adapter) -> bool:
+    """Whether what failed is newer than the live version, or was to take its place again."""
+    return failed.version > (row.live_version or 0) or failed.version == row.previous_version
+
+
+def _not_live(failed: AdapterVersion) -> str:
+    return f"version {failed.version} did not go live: {failed.error_message} ({failed.error_code})"
 
 
 def aliases(row: Adapter) -> list[str]:

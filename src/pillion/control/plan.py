@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from pillion.core.launch import InstanceSpec
 from pillion.core.names import engine_name
-from pillion.core.replica import Failure, GrantEntry, GroupSpec, Replica, ReplicaStatus
-from pillion.store.rows import Attachment, AttachmentState, Instance, InstanceState, RoutedAdapter
+from pillion.core.replica import Failure, GrantEntry, GroupSpec, Replica, ReplicaStatus, Residency
+from pillion.store.rows import (
+    Attachment,
+    AttachmentState,
+    Instance,
+    InstanceState,
+    RoutedAdapter,
+    VersionBytes,
+)
 
 HOLDING = frozenset({"loading", "loaded", "evicting"})
 
@@ -34,10 +41,32 @@ def name_of(adapter: RoutedAdapter) -> str | None:
     return engine_name(adapter.adapter.id, adapter.live.digest) if adapter.live else None
 
 
+def _names(found: RoutedAdapter) -> list[str]:
+    """The engine-side names of all its versions that replicas may be told to hold."""
+    versions = (found.live, found.wanted, found.canary)
+    return [engine_name(found.adapter.id, version.digest) for version in versions if version is not None]
+
+
+def routed(adapters: Iterable[RoutedAdapter]) -> frozenset[str]:
+    """The engine-side names that gateways may ask for."""
+    return frozenset(
+        engine_name(found.adapter.id, version.digest)
+        for found in adapters
+        for version in (found.live, found.canary)
+        if version is not None
+    )
+
+
 def entries(
-    region: str, attachments: Iterable[Attachment], adapters: Mapping[int, RoutedAdapter]
+    region: str,
+    attachments: Iterable[Attachment],
+    adapters: Mapping[int, RoutedAdapter],
+    flipping: Collection[int] = (),
 ) -> tuple[GrantEntry, ...]:
-    """What a replica in `region` is to hold, of the attachments of its instance."""
+    """What a replica in `region` is to hold, of the attachments of its instance.
+
+    Of an adapter in `flipping` (row ids) also the version that is to go live.
+    """
     found = []
     for attachment in attachments:
         adapter = adapters.get(attachment.adapter_row_id)
@@ -45,19 +74,23 @@ def entries(
             continue
         if adapter.adapter.region not in (None, region):
             continue
-        found.append(
-            GrantEntry(
-                engine_name=engine_name(adapter.adapter.id, adapter.live.digest),
-                adapter_id=adapter.adapter.id,
-                digest=adapter.live.digest,
-                rank=adapter.live.rank,
-                size_bytes=adapter.live.size_bytes,
-                hold=attachment.hold,
-                pinned=attachment.pinned,
-                expires_at=attachment.expires_at,
-            )
-        )
+        wanted = adapter.wanted if adapter.adapter.row_id in flipping else None
+        versions = {v.digest: v for v in (adapter.live, wanted, adapter.canary) if v is not None}
+        found += [_entry(adapter.adapter.id, version, attachment) for version in versions.values()]
     return tuple(sorted(found, key=lambda entry: entry.engine_name))
+
+
+def _entry(adapter_id: str, version: VersionBytes, attachment: Attachment) -> GrantEntry:
+    return GrantEntry(
+        engine_name=engine_name(adapter_id, version.digest),
+        adapter_id=adapter_id,
+        digest=version.digest,
+        rank=version.rank,
+        size_bytes=version.size_bytes,
+        hold=attachment.hold,
+        pinned=attachment.pinned,
+        expires_at=attachment.expires_at,
+    )
 
 
 def ended(attachments: Iterable[Attachment], now: float) -> list[Attachment]:
@@ -67,11 +100,37 @@ def ended(attachments: Iterable[Attachment], now: float) -> list[Attachment]:
     ]
 
 
-def leaving(attachments: Iterable[Attachment], adapters: Mapping[int, RoutedAdapter]) -> dict[str, float]:
-    """How long those that are asked to leave may drain (seconds), by engine name."""
-    going = (a for a in attachments if a.state == "detaching" and a.adapter_row_id in adapters)
-    found = {name_of(adapters[a.adapter_row_id]): a.drain_deadline_s for a in going}
-    return {name: drain_s for name, drain_s in found.items() if name is not None}
+def leaving(
+    attachments: Iterable[Attachment],
+    adapters: Mapping[int, RoutedAdapter],
+    held: Iterable[Residency],
+    entries: Iterable[GrantEntry],
+    replaced_s: float,
+) -> dict[str, float]:
+    """How long what a replica has and is not to hold may drain (seconds), by engine name.
+
+    Of an adapter that leaves, as it was asked to; other versions of one that stays have `replaced_s`.
+    """
+    granted = {entry.engine_name for entry in entries}
+    by_id = {adapters[a.adapter_row_id].adapter.id: a for a in attachments if a.adapter_row_id in adapters}
+    going = [a for a in by_id.values() if a.state == "detaching"]
+    found = {name: a.drain_deadline_s for a in going for name in _names(adapters[a.adapter_row_id])}
+    for row in held:
+        attachment = by_id.get(row.engine_name.partition("@")[0])
+        if attachment is not None and row.state in HOLDING and row.engine_name not in granted:
+            found[row.engine_name] = attachment.drain_deadline_s if attachment in going else replaced_s
+    return found
+
+
+def strands(
+    attachments: Iterable[Attachment],
+    adapters: Mapping[int, RoutedAdapter],
+    held: Iterable[Residency],
+    entries: Iterable[GrantEntry],
+) -> bool:
+    """Whether these entries take a version of an adapter that stays from a replica that has it."""
+    staying = [a for a in attachments if a.state != "detaching"]
+    return bool(leaving(staying, adapters, held, entries, 0.0))
 
 
 def instance_state(
@@ -132,6 +191,11 @@ def attachment_facts(
         return AttachmentFacts("detaching", ready, wanted, None, gone)
     state: AttachmentState = "failed" if failure else "ready" if running and ready >= wanted else "attaching"
     return AttachmentFacts(state, ready, wanted, failure, gone)
+
+
+def running_in(replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus]) -> list[ReplicaStatus]:
+    """Those of them whose engine runs."""
+    return [facts[r.id] for r in replicas if r.id in facts and facts[r.id].ready]
 
 
 def expected_in(spec: InstanceSpec, region: str | None) -> int:

@@ -59,10 +59,10 @@ async def create(
     return row
 
 
-async def add_version(
+async def first_version(
     control: Control, tx: Tx, row: Adapter, stored: Stored, source: dict[str, Any]
 ) -> Adapter:
-    """Its next version, live from now on where it is the first."""
+    """It is live from now on."""
     version = await tx.versions.add(
         row.account_id,
         row.row_id,
@@ -75,9 +75,8 @@ async def add_version(
         source=source,
         now=control.clock(),
     )
-    if version.version > 1:
-        return row
     await tx.adapters.set_state(row.account_id, row.row_id, "registered")
+    await tx.versions.went_live(row.account_id, row.row_id, version.version, control.clock())
     live = await tx.adapters.set_live(row.account_id, row.row_id, version.version)
     assert live is not None
     return live

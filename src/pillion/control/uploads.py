@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from pillion.artifacts.receive import receive
+from pillion.artifacts.receive import Stored, receive
 from pillion.artifacts.store import Intake
-from pillion.control import bases, lookup, registration
+from pillion.control import bases, lookup, registration, versions
 from pillion.control.context import Control
 from pillion.control.keys import Principal
-from pillion.control.views import AdapterView
+from pillion.control.views import AdapterView, VersionView
+from pillion.core.adapters.bases import Base
 from pillion.core.adapters.verify import Limits
-from pillion.core.errors import AdapterTooLargeError, InvalidRequestError
+from pillion.core.errors import AdapterTooLargeError, BaseMismatchError, InvalidRequestError
+from pillion.store.rows import Adapter
 
 MAX_CONFIG = 1 << 20
 FIELDS = frozenset({"name", "base_model", "region"})
@@ -38,18 +40,37 @@ class Upload:
         control, who = self._control, self._who
         name, base_name, region = _read(fields)
         registration.check(control, name, region)
-        if not self._intake.size:
-            raise InvalidRequestError("part 'file' is missing or empty.", param="file")
+        self._check_file()
         base = await bases.base_of(control, who, base_name)
         await self._rehearse(name, base_name, region)
-        limits = Limits(control.settings.max_rank, control.settings.max_adapter_bytes)
-        stored = await receive(self._intake, bytes(self._config) or None, base, limits)
+        stored = await self._receive(base)
         async with control.db.transaction() as tx:
             row = await registration.create(control, tx, who, name, base_name, region, "registered")
-            row = await registration.add_version(control, tx, row, stored, {"upload": True})
+            row = await registration.first_version(control, tx, row, stored, {"upload": True})
             view = await lookup.adapter_view(control, tx, row)
         control.changes.notify()
         return view
+
+    async def add_version(self, ref: str, fields: dict[str, str], live: bool) -> tuple[VersionView, bool]:
+        """Verify what came and keep it as a version of the adapter: the version, and whether it is new."""
+        control, who = self._control, self._who
+        async with control.db.read() as tx:
+            row = await lookup.adapter(tx, who, ref)
+        _check_same(row, fields)
+        self._check_file()
+        stored = await self._receive(await bases.base_of(control, who, row.base_model))
+        async with control.db.transaction() as tx:
+            made = await versions.add(control, tx, who, row, stored, {"upload": True}, live)
+        control.changes.notify()
+        return made
+
+    def _check_file(self) -> None:
+        if not self._intake.size:
+            raise InvalidRequestError("part 'file' is missing or empty.", param="file")
+
+    async def _receive(self, base: Base) -> Stored:
+        limits = Limits(self._control.settings.max_rank, self._control.settings.max_adapter_bytes)
+        return await receive(self._intake, bytes(self._config) or None, base, limits)
 
     async def _rehearse(self, name: str, base: str, region: str | None) -> None:
         """Raise what registering will raise before the bytes are kept, which then are not."""
@@ -70,10 +91,29 @@ async def receiving(control: Control, who: Principal) -> AsyncIterator[Upload]:
 
 
 def _read(fields: dict[str, str]) -> tuple[str, str, str | None]:
-    unknown = fields.keys() - FIELDS
-    if unknown:
-        raise InvalidRequestError(f"unknown parts: {', '.join(sorted(unknown))[:200]}.", param=min(unknown))
+    _check_known(fields)
     for needed in ("name", "base_model"):
         if not fields.get(needed):
             raise InvalidRequestError(f"part {needed!r} is missing.", param=needed)
     return fields["name"], fields["base_model"], fields.get("region") or None
+
+
+def _check_known(fields: dict[str, str]) -> None:
+    unknown = fields.keys() - FIELDS
+    if unknown:
+        raise InvalidRequestError(f"unknown parts: {', '.join(sorted(unknown))[:200]}.", param=min(unknown))
+
+
+def _check_same(row: Adapter, fields: dict[str, str]) -> None:
+    """Name, base and region are the adapter's: they may be left out, not changed."""
+    _check_known(fields)
+    if fields.get("base_model", row.base_model) != row.base_model:
+        raise BaseMismatchError(
+            f"adapter {row.name!r} rides on {row.base_model!r}; bytes for another base are another adapter.",
+            param="base_model",
+        )
+    for name, own in (("name", row.name), ("region", row.region)):
+        if fields.get(name, own) != own:
+            raise InvalidRequestError(
+                f"{name} of adapter {row.name!r} is {own!r} and stays so; leave it out.", param=name
+            )

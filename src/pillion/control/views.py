@@ -47,6 +47,8 @@ class AttachmentView:
 
 @dataclass(frozen=True)
 class AdapterView:
+    """`version` is live, `wanted_version` going live, and `previous_version` what a rollback goes back to."""
+
     id: str
     row_id: int
     name: str
@@ -64,11 +66,25 @@ class AdapterView:
     attachments: list[AttachmentView]
     warnings: list[str]
     created_at: float
+    wanted_version: int | None = None
+    previous_version: int | None = None
+    canary: CanaryView | None = None
     object: Literal["adapter"] = "adapter"
 
 
 @dataclass(frozen=True)
+class CanaryView:
+    version: int
+    share: float
+
+
+@dataclass(frozen=True)
 class VersionView:
+    """`state`: live, going_live, canary, failed, former or kept_back. On its way, `ready` of `wanted` replicas have it.
+
+    `error`: why it did not go live. `unacknowledged`: gateways that have not heard of the change yet.
+    """
+
     version: int
     digest: str
     live: bool
@@ -79,6 +95,13 @@ class VersionView:
     warnings: list[str]
     source: dict[str, Any]
     created_at: float
+    state: str = "live"
+    ready: int | None = None
+    wanted: int | None = None
+    share: float | None = None
+    error: ErrorView | None = None
+    live_at: float | None = None
+    unacknowledged: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,15 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`max_rank` is the most an adapter may have. `drain_s`: how long a detach waits for requests in flight."""
+    """`max_rank` is the most an adapter may have. `drain_s`: how long a detach waits for requests in flight.
+
+    `flip_drain_s`: how long a version that was replaced does.
+    """
 
     max_rank: Positive = 64
     max_adapter_bytes: Positive = 500_000_000
     drain_s: Seconds = 30.0
+    flip_drain_s: Seconds = 300.0
     models_root: str = ""
 
 

@@ -100,6 +100,7 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
             max_rank=config.limits.max_rank,
             max_adapter_bytes=config.limits.max_adapter_bytes,
             drain_s=config.limits.drain_s,
+            flip_drain_s=config.limits.flip_drain_s,
             models_root=config.models_root,
             work_dir=config.data_dir / "work",
         ),

@@ -43,10 +43,10 @@ class Attachments:
         (instance not wanted running), AlreadyAttachedError, InstanceAtCapacityError (all slots held).
         """
         await self.lock_instance(account, instance_id)
-        await self._lock_adapter(account, adapter_row_id)
+        need = await self._slots(account, adapter_row_id)
         if (there := await self.find(account, adapter_row_id, instance_id)) is not None:
             raise AlreadyAttachedError(_already(there))
-        await self._check_room(instance_id, capacity, now)
+        await self._check_room(instance_id, capacity, now, need)
         fields = {
             "account_id": account,
             "adapter_row_id": adapter_row_id,
@@ -87,7 +87,8 @@ class Attachments:
         if before is None:
             raise NotFoundError(f"There is no attachment {id}.")
         await self.lock_instance(account, before.instance_id)
-        await self._check_room(before.instance_id, capacity, now, but=id)
+        need = await self._slots(account, before.adapter_row_id)
+        await self._check_room(before.instance_id, capacity, now, need, but=id)
         anew = attachments.c.state.in_(("failed", "detaching"))
         values = {
             "hold": hold,
@@ -197,14 +198,20 @@ class Attachments:
         if wanted != "running":
             raise ConflictError(f"Instance {id} is stopped or stopping; choose one that runs.")
 
-    async def _lock_adapter(self, account: str, row_id: int) -> None:
-        statement = sa.select(adapters.c.row_id).where(owned(adapters, account), adapters.c.row_id == row_id)
-        if await self._session.value(statement.with_for_update(read=True, key_share=True)) is None:
+    async def _slots(self, account: str, row_id: int) -> int:
+        """How many the adapter takes: one, and one for its canary. It stays so until commit."""
+        slots = sa.case((adapters.c.canary_version.is_(None), 1), else_=2)
+        statement = sa.select(slots).where(owned(adapters, account), adapters.c.row_id == row_id)
+        need = await self._session.value(statement.with_for_update(read=True, key_share=True))
+        if need is None:
             raise NotFoundError(f"There is no adapter {row_id}.")
+        return int(need)
 
-    async def _check_room(self, instance_id: int, capacity: int, now: float, *, but: int = 0) -> None:
+    async def _check_room(
+        self, instance_id: int, capacity: int, now: float, need: int, *, but: int = 0
+    ) -> None:
         held = await self._everyone.held_slots(instance_id, now, but=but)
-        if held >= capacity:
+        if held + need > capacity:
             raise InstanceAtCapacityError(
                 f"model instance at capacity: instance {instance_id} holds {held} of {capacity} adapters; "
                 "detach or unpin one, or use another instance."

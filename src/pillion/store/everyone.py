@@ -119,6 +119,15 @@ class Everyone:
             statement = statement.where(attachments.c.state != "detaching")
         return await self._session.all(statement, Attachment)
 
+    async def canaries(self, instance_id: int) -> set[int]:
+        """The adapters (row ids) attached or loaded on the instance that have a canary, which takes a slot more."""
+        statement = (
+            sa.select(adapters.c.row_id)
+            .join(attachments, attachments.c.adapter_row_id == adapters.c.row_id)
+            .where(attachments.c.instance_id == instance_id, adapters.c.canary_version.is_not(None))
+        )
+        return set((await self._session.run(statement)).scalars())
+
     async def held_slots(self, instance_id: int, now: float, *, but: int = 0) -> int:
         """How many slots of the instance are held at `now`, leaving the attachment with id `but` out.
 

@@ -67,6 +67,11 @@ class Versions:
         code, message = (error.code, error.message) if error else (None, None)
         await self._update(account, adapter_row_id, version, error_code=code, error_message=message)
 
+    async def failures(self, account: str, adapter_row_id: int) -> list[AdapterVersion]:
+        """Those that did not go live when that was last tried."""
+        statement = self._of(account, adapter_row_id).where(adapter_versions.c.error_code.is_not(None))
+        return await self._session.all(statement.order_by(adapter_versions.c.version), AdapterVersion)
+
     async def get(self, account: str, adapter_row_id: int, version: int) -> AdapterVersion | None:
         statement = self._of(account, adapter_row_id).where(adapter_versions.c.version == version)
         return await self._session.one(statement, AdapterVersion)
