@@ -367,7 +367,7 @@ class Routes:
         return [
             instance
             for instance in self._speaking(account, adapter.base)
-            if instance.id in wanted or _loads(instance, adapter)
+            if instance.id in wanted or _takes(instance, adapter)
         ]
 
     def _servable(self, account: str, adapter: Adapter, now: float) -> bool:
@@ -391,8 +391,12 @@ def adapter_loading(adapter: Adapter) -> AdapterLoadingError:
     return AdapterLoadingError(message, retry_after=1.0)
 
 
-def _loads(instance: Instance, adapter: Adapter) -> bool:
-    """Whether a request for the adapter may load it there."""
+def may_load(candidate: Candidate, adapter: Adapter) -> bool:
+    """Whether a request for the adapter may load it there, and there is somebody to ask."""
+    return candidate.replica.agent_url is not None and _takes(candidate.instance, adapter)
+
+
+def _takes(instance: Instance, adapter: Adapter) -> bool:
     return instance.on_demand and adapter.permit is not None and adapter.rank <= instance.max_rank
 
 
@@ -400,9 +404,7 @@ def _having(candidate: Candidate, adapter: Adapter) -> Candidate | None:
     """The candidate as one for this adapter; None where it does not have it and cannot be asked to load it."""
     if adapter.engine_name in candidate.replica.resident:
         return candidate
-    if candidate.replica.agent_url is None or not _loads(candidate.instance, adapter):
-        return None
-    return replace(candidate, resident=False)
+    return replace(candidate, resident=False) if may_load(candidate, adapter) else None
 
 
 def _ready(instances: Iterable[Instance], region: str | None) -> tuple[Candidate, ...]:

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from pillion.core.errors import InvalidRequestError, PillionError, RequestTooLargeError
-from pillion.core.routing import Candidate, Route
+from pillion.core.routing import Candidate, Route, may_load
 from pillion.core.snapshot import Key
 from pillion.gateway import headers, http
 from pillion.gateway.accounting import Meter, RateLimits, Ticket
@@ -26,6 +26,7 @@ from pillion.gateway.body import (
     may_hold_urls,
     read_document,
 )
+from pillion.gateway.cold import Asked, Cold, Outcome, Waiter
 from pillion.gateway.config import Limits
 from pillion.gateway.http import Head
 from pillion.gateway.inbound import CLIENT_LEFT, Inbound
@@ -49,6 +50,7 @@ class Inference:
     knowledge: Knowledge
     pool: Pool
     plans: Plans
+    cold: Cold
     door: Doorkeeper
     balance: Balance
     budget: RetryBudget
@@ -91,6 +93,8 @@ class InferenceExchange:
         "_begun",
         "_choked",
         "_client",
+        "_cold",
+        "_cold_until",
         "_document",
         "_engine_id",
         "_head",
@@ -108,6 +112,7 @@ class InferenceExchange:
         "_told_at",
         "_tries",
         "_upstream",
+        "_waiting",
         "_wanted",
     )
     kind = "inference"
@@ -135,6 +140,8 @@ class InferenceExchange:
         self._reply: Reply | None = None
         self._ticket: Ticket | None = None
         self._told_at = 0.0
+        self._waiting: Waiter | None = None
+        self._cold, self._cold_until = False, 0.0
         self._begun = self._choked = self._over = False
 
     # What the client's connection calls
@@ -207,8 +214,7 @@ class InferenceExchange:
             self._in.balance.answered(self._held or "")
         except NotResident:
             self._part()
-            self._tries.absent(self._let_go(), plan.route.upstream_name)
-            self._again()
+            self._missing(plan)
         except KeyRefusedError:
             self._part()
             self.refused("the engine does not take the gateway's key")
@@ -262,7 +268,7 @@ class InferenceExchange:
     def _place(self) -> None:
         """Asks the best replica there is. Raises `PillionError`."""
         shared, tries = self._in, self._tries
-        route = shared.plans.resolve(self._account, self._model, self._ref)
+        route = shared.cold.route(shared.plans.resolve(self._account, self._model, self._ref))
         if tries.reason is not None:
             tries.ask_for(route.upstream_name)
         elif route.canary is not None:  # what has to move goes to the live version
@@ -284,11 +290,54 @@ class InferenceExchange:
             self._ticket.served_by(route, candidate)
         self._held = candidate.replica.id
         shared.balance.begin(self._held)
-        connection = shared.pool.take(plan.address)
+        if candidate.resident:
+            self._connect(plan)
+        else:
+            self._warm_up(plan)
+
+    def _connect(self, plan: Plan) -> None:
+        connection = self._in.pool.take(plan.address)
         if connection is None:
-            shared.pool.connect(plan.address, self)
+            self._in.pool.connect(plan.address, self)
         else:
             self._send(connection)
+
+    def _warm_up(self, plan: Plan) -> None:
+        """Waits until the adapter is loaded there."""
+        now, cold = self._in.clock(), self._in.cold
+        self._cold_until = self._cold_until or now + cold.wait_s
+        self._waiting = cold.load(plan.route, plan.candidate, self._cold_until - now, self._warmed)
+
+    def _warmed(self, asked: Asked) -> None:
+        self._waiting, plan = None, self._plan
+        assert plan is not None
+        try:
+            if asked.outcome not in (Outcome.LOADED, Outcome.THERE):
+                self._tries.not_loaded(self._let_go(), asked, plan.route)
+                self._place()
+                return
+            if asked.outcome is Outcome.LOADED and not self._cold and self._ticket is not None:
+                self._cold = True
+                self._ticket.cold()
+            # It may have ended, or another version may be live by now.
+            route = self._in.plans.resolve(self._account, self._model, self._ref)
+            if route.upstream_name == plan.route.upstream_name:
+                self._connect(plan)
+            else:
+                self._let_go()
+                self._place()
+        except PillionError as error:
+            self._fail(error)
+
+    def _missing(self, plan: Plan) -> None:
+        """The replica does not have the adapter, or fences it."""
+        replica, route = self._let_go(), plan.route
+        if route.adapter is not None and may_load(plan.candidate, route.adapter):
+            self._in.cold.absent(replica, route)
+            self._tries.evicted(replica, route.upstream_name)
+        else:
+            self._tries.absent(replica, route.upstream_name)
+        self._again()
 
     def _send(self, connection: Outbound) -> None:
         plan = self._plan
@@ -319,7 +368,7 @@ class InferenceExchange:
         if self._ticket is not None:
             self._ticket.first_byte(now)
         rates = self._in.rates.fields(self._key, now)
-        fields = reply.fields + plan.fields
+        fields = reply.fields + plan.fields + (b"x-pillion-cold: load\r\n" if self._cold else b"")
         return fields + http.lines(rates) if rates else fields
 
     def _lost(self, *, reused: bool) -> None:
@@ -384,6 +433,8 @@ class InferenceExchange:
     def _settle(self, status: int) -> None:
         """Puts down how it ended, before the last byte goes out."""
         self._over = True
+        if self._waiting is not None:
+            self._waiting.cancel()
         if self._held is not None:
             self._let_go()
         ticket, self._ticket = self._ticket, None

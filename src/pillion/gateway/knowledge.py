@@ -36,6 +36,11 @@ class Knowledge:
         """Seconds since control last said that the snapshot is the present one; infinite before the first."""
         return float("inf") if self._routes is None else max(0.0, self._clock() - self._confirmed_at)
 
+    @property
+    def confirmed_at(self) -> float:
+        """When control last said that the snapshot is the present one."""
+        return self._confirmed_at
+
     def apply(self, routes: Routes, confirmed_at: float) -> None:
         self._routes = routes
         self._confirmed_at = confirmed_at

@@ -45,6 +45,7 @@ class Metrics(Collector):
         self._failures: Counter[str] = Counter()
         self._versions: Counter[tuple[str, str, int]] = Counter()
         self._quarantines = 0
+        self._cold_loads: Counter[str] = Counter()
         self._first_byte: dict[str, list[int]] = {}
         self._first_byte_sum: Counter[str] = Counter()
         self._registry = CollectorRegistry()
@@ -83,6 +84,10 @@ class Metrics(Collector):
             series = "other", "", status
         self._versions[series] += 1
 
+    def cold_load(self, result: str) -> None:
+        """An agent was asked to load, and what came of it."""
+        self._cold_loads[result] += 1
+
     def quarantined(self) -> None:
         self._quarantines += 1
 
@@ -118,6 +123,8 @@ class Metrics(Collector):
             (),
             [((), self._quarantines)],
         )
+        loads = (((result,), count) for result, count in self._cold_loads.items())
+        yield _counter("pillion_gateway_cold_loads", "Replicas asked to load on demand", ("result",), loads)
         yield GaugeMetricFamily(
             "pillion_gateway_usage_behind",
             "Usage events that control does not have yet",

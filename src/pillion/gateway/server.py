@@ -22,6 +22,7 @@ from pillion.gateway.app import Gateway
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance, RetryBudget
 from pillion.gateway.body import BodyPolicy
+from pillion.gateway.cold import AgentLoads, Cold
 from pillion.gateway.config import GatewayConfig, Limits
 from pillion.gateway.feed import ControlSource, SnapshotFeed
 from pillion.gateway.inbound import Inbound
@@ -117,7 +118,7 @@ async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, Pool]]
     name = await asyncio.to_thread(gateway_id, config.state_dir, lambda: f"gw_{secrets.token_hex(8)}")
     knowledge = Knowledge(time.time, config.snapshot_max_age_s)
     pool = Pool(config.limits.connect_timeout_s)
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         source = ControlSource(session, config.internal_url, config.internal_token, name)
         feed = SnapshotFeed(source, KeptSnapshot(config.state_dir), knowledge, time.time, random.random)
         await feed.start()
@@ -135,10 +136,12 @@ async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, Pool]]
             siblings = Siblings(config.metrics_dir, config.state_dir.name, time.time)
             metrics.page = siblings.page
             tasks.append(asyncio.ensure_future(siblings.run(metrics.own)))
+        cold = Cold(AgentLoads(session), knowledge, time.time, metrics.cold_load, config.limits.cold_wait_s)
         try:
-            yield _app(config, knowledge, pool, metrics, meter, rates), pool
+            yield _app(config, knowledge, pool, metrics, meter, rates, cold), pool
         finally:
             pool.close()
+            await cold.close()
             await meter.settled()
             with contextlib.suppress(TimeoutError, UntoldError, OSError):
                 async with asyncio.timeout(LAST_WORDS_S):
@@ -156,6 +159,7 @@ def _app(
     metrics: Metrics,
     meter: Meter,
     rates: KeyLimits,
+    cold: Cold,
 ) -> Gateway:
     balance = Balance(time.monotonic, random.random)
     door = Doorkeeper(time.time, config.trusted_proxies)
@@ -167,6 +171,7 @@ def _app(
             knowledge=knowledge,
             pool=pool,
             plans=Plans(knowledge, pool, time.time, config.limits.quarantine_s),
+            cold=cold,
             door=door,
             balance=balance,
             budget=RetryBudget(),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from pillion.core.errors import PillionError, UnavailableError
+from collections import Counter
+
+from pillion.core.errors import NoRoomError, PillionError, UnavailableError
 from pillion.core.routing import Route, adapter_loading
 from pillion.gateway.balance import RetryBudget
+from pillion.gateway.cold import Asked, Outcome, failed, late
 
 MAX_LOST = 2
+# A broken adapter costs a load on so many replicas, one that is evicted again and again so many on one.
+MAX_FAILED = 2
+MAX_EVICTED = 3
 
 
 class NotResident(Exception):
@@ -30,6 +36,9 @@ class Tries:
         self._budget = budget
         self._lost = 0
         self._absent: dict[str, str] = {}
+        self._evicted: Counter[str] = Counter()
+        self._full = False
+        self._broken: list[Asked] = []
         self.excluded: set[str] = set()
         self.avoided: set[str] = set()
         self.reason: str | None = None
@@ -43,6 +52,25 @@ class Tries:
         self.excluded.add(replica)
         self._absent[replica] = name
         self.reason = "not_resident"
+
+    def evicted(self, replica: str, name: str) -> None:
+        """It does not have it any more, and may be asked to load it again."""
+        self._evicted[replica] += 1
+        self.reason = "not_resident"
+        if self._evicted[replica] >= MAX_EVICTED:
+            self.absent(replica, name)
+
+    def not_loaded(self, replica: str, asked: Asked, route: Route) -> None:
+        """It was asked to load and did not. Raises `PillionError` where no other is to be asked."""
+        self.excluded.add(replica)
+        self.reason = "not_loaded"
+        if asked.outcome is Outcome.LATE:
+            raise late(route)
+        self._full = self._full or asked.outcome is Outcome.FULL
+        if asked.outcome is Outcome.FAILED:
+            self._broken.append(asked)
+            if len(self._broken) >= MAX_FAILED:
+                raise failed(route, asked.error)
 
     def ask_for(self, name: str) -> None:
         """This is asked for from now on: who did not have another version may well have this one."""
@@ -69,6 +97,12 @@ class Tries:
 
     def verdict(self, route: Route) -> PillionError:
         """Why no candidate is left."""
+        if self._broken:
+            return failed(route, self._broken[-1].error)
+        if self._full:
+            return NoRoomError(
+                f"Every slot that '{route.echo}' could be loaded into is held or in use now. Try again shortly."
+            )
         if self._absent and route.adapter is not None:
             return adapter_loading(route.adapter)
         return UnavailableError(
