@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,7 +106,7 @@ def test_runs_of_a_replica_never_overlap_and_hold_no_moment_it_was_not_ready(
             )
         assert sum(run.open for run in runs.values()) <= 1
     pieces = sorted((run.began_ms, run.seen_ms) for run in runs.values())
-    assert all(end <= start for (_, end), (start, _) in zip(pieces, pieces[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(pieces))
     for began, ended in pieces:
         covered = sum(max(0, min(ended, b) - max(began, a)) for a, b in truth)
         assert covered == ended - began

@@ -28,6 +28,11 @@ class Part(NamedTuple):
     numerator: int
     denominator: int
 
+    @property
+    def micros(self) -> int:
+        """In whole 1e-6, rounded up."""
+        return -(-self.numerator // self.denominator)
+
 
 class Tariff:
     """All prices. What has none is free; `priced` tells whether a model may be charged at all."""

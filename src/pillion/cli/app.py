@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pillion.cli import account, adapters, chat, instances, jobs, models
+from pillion.cli import account, adapters, billing, chat, instances, jobs, models
 from pillion.cli.session import Target
 
 HELP = """Many LoRA adapters on a few running base models.
@@ -29,9 +29,12 @@ ORDER = (
     "models",
     "jobs",
     "usage",
+    "transactions",
     "keys",
     "account",
     "accounts",
+    "prices",
+    "credits",
     "regions",
     "gpu-types",
 )
@@ -87,3 +90,6 @@ app.command("regions")(models.regions)
 app.command("gpu-types")(models.gpu_types)
 app.command("chat")(chat.chat)
 app.command("usage")(account.usage)
+app.command("transactions")(billing.transactions)
+app.add_typer(billing.prices, name="prices")
+app.add_typer(billing.credits, name="credits")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pillion.cli.output import Column, moment, size
+from pillion.cli.output import Column, moment, money, size
 from pillion.sdk.types import (
     Account,
     Adapter,
@@ -16,8 +16,10 @@ from pillion.sdk.types import (
     Job,
     Key,
     Model,
+    Price,
     Region,
     Replica,
+    Transaction,
 )
 
 ADAPTERS = [
@@ -154,6 +156,27 @@ ACCOUNTS = [
     Column[Account]("name", lambda a: a.name),
     Column[Account]("tier", lambda a: a.tier),
     Column[Account]("created", lambda a: a.created_at, moment),
+]
+
+TRANSACTIONS = [
+    Column[Transaction]("at", lambda t: t.at, moment),
+    Column[Transaction]("kind", lambda t: t.kind),
+    Column[Transaction]("amount", lambda t: t.amount, money),
+    Column[Transaction]("available", lambda t: t.available_change, money),
+    Column[Transaction]("held", lambda t: t.held_change, money),
+    Column[Transaction]("balance", lambda t: t.balance_after, money),
+    Column[Transaction]("for", lambda t: t.subject),
+    Column[Transaction]("note", lambda t: t.note),
+]
+PRICES = [
+    Column[Price]("kind", lambda p: p.kind),
+    Column[Price]("item", lambda p: p.item),
+    Column[Price]("region", lambda p: p.region),
+    Column[Price]("hourly", lambda p: p.hourly, money),
+    Column[Price]("input", lambda p: p.input, money),
+    Column[Price]("output", lambda p: p.output, money),
+    Column[Price]("effective", lambda p: p.effective_at, moment),
+    Column[Price]("set_by", lambda p: p.source),
 ]
 
 

@@ -116,6 +116,21 @@ def size(number: float) -> str:
     return f"{number:.1f} TB"
 
 
+def money(amount: int) -> str:
+    """1e-6 of the currency as a decimal: -2490000 as `-2.49`."""
+    whole, part = divmod(abs(amount), 1_000_000)
+    places = f"{part:06}".rstrip("0").ljust(2, "0")
+    return f"{'-' if amount < 0 else ''}{whole}.{places}"
+
+
+def micros(text: str) -> int:
+    """A decimal as typed, in 1e-6. Raises `typer.BadParameter`."""
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
+        raise typer.BadParameter(f"{text!r} is no amount; give a decimal with at most 6 places, e.g. 2.49.")
+    whole, _, part = text.partition(".")
+    return int(whole) * 1_000_000 + int(part.ljust(6, "0"))
+
+
 def moment(seconds: float) -> str:
     """Local time, to the minute."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """`models_root`: accounts' own `path:` models lie under `<models_root>/<account id>`."""
+    """`models_root`: accounts' own `path:` models lie under `<models_root>/<account id>`. `billing`: it is on."""
 
     max_rank: int
     max_adapter_bytes: int
     drain_s: float
     models_root: Path
     work_dir: Path
+    billing: bool = False
     flip_drain_s: float = 300.0
 
 

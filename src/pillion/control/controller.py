@@ -20,6 +20,7 @@ from pillion.control.failures import Failures
 from pillion.control.grants import Due, Grants
 from pillion.control.groups import Groups
 from pillion.control.routes import routes_of
+from pillion.control.runs import RunLog
 from pillion.core.errors import UnavailableError
 from pillion.core.names import engine_name
 from pillion.core.replica import Replica, ReplicaStatus
@@ -57,6 +58,7 @@ class Controller:
         self._groups = Groups(control.provisioners, control.clock, control.changes)
         self._grants = Grants(control.agents)
         self._failures = Failures()
+        self._runs = RunLog(control, LEASE)
         self._wishes = Wishes()
         self._flips: list[flips.Flip] = []
         self._turns: frozenset[int] = frozenset()
@@ -158,6 +160,7 @@ class Controller:
         if self._lease is not None:
             self._grants.begin(self._lease.token)
             self._failures = Failures()
+            self._runs.forget()
             self._settled_at = asyncio.get_running_loop().time() + SETTLING_S
         return self._lease is not None
 
@@ -178,6 +181,8 @@ class Controller:
         for replica in granted:
             self._failures.sent(replica)
         await self._record(facts)
+        assert self._lease is not None
+        await self._runs.record(self._lease, self._wishes.instances, self._groups.replicas, facts)
         await self._settle_flips()
 
     async def _hand_over(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from pillion.control import lookup, models
+from pillion.control import billing, lookup, models
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.merge import merge
@@ -57,10 +57,11 @@ async def launch(control: Control, who: Principal, wish: Launch, home: str | Non
 
 
 async def create(control: Control, tx: Tx, who: Principal, model: str, spec: InstanceSpec) -> Instance:
-    """The row of a new instance, pending."""
+    """The row of a new instance, pending, and its first hold. Raises `InsufficientBalanceError`."""
     row = await tx.instances.create(
         who.account, model=model, spec=msgspec.to_builtins(spec), now=control.clock()
     )
+    await billing.open_bill(control, tx, row)
     await tx.events.append(
         who.account,
         at=control.clock(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import structlog
 
+from pillion.control.charges import charge
 from pillion.control.context import Control
 from pillion.core.usage import Incident, Mark, Report, Used
 
@@ -25,7 +26,9 @@ async def take(control: Control, report: Report) -> Mark:
         fresh = [told for told in report.told if told.seq > mark]
         if fresh and fresh[0].seq == mark + 1:
             mark = fresh[-1].seq
-            await tx.intake.add(report.spool, [t for t in fresh if isinstance(t, Used)], mark, now)
+            used = [told for told in fresh if isinstance(told, Used)]
+            await tx.intake.add(report.spool, used, mark, now)
+            await charge(control, tx, report.spool, used)
             for told in fresh:
                 if isinstance(told, Incident):
                     await tx.events.append(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +14,11 @@ from pillion.core.addresses import network
 from pillion.core.catalogue import Catalogue, CatalogueModel, GpuType, Pool, Provider, Region
 from pillion.core.errors import InvalidRequestError
 from pillion.core.launch import MAX_ADAPTERS
+from pillion.core.money import MAX_HOURLY, decimal, micros
 from pillion.core.names import is_name
 
 ENVIRONMENT_PREFIX = "PILLION_"
 ENGINES = ("vllm", "sim")
-_RATE = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 
 
 class ConfigError(InvalidRequestError):
@@ -185,8 +184,7 @@ def _check(config: Config) -> None:
     for pool in catalogue.pools:
         _check_pool(pool, catalogue)
     for gpu in catalogue.gpu_types:
-        if not _RATE.fullmatch(gpu.rate_per_hour):
-            raise ConfigError(f"[[gpu_types]] {gpu.name}: rate_per_hour {gpu.rate_per_hour!r} is no amount")
+        _check_rate(gpu)
 
 
 def _check_names(catalogue: Catalogue) -> None:
@@ -226,3 +224,12 @@ def _check_pool(pool: Pool, catalogue: Catalogue) -> None:
         raise ConfigError(f"[[pools]] {pool.model}: replicas must be at least 1")
     if not 1 <= pool.max_adapters <= MAX_ADAPTERS:
         raise ConfigError(f"[[pools]] {pool.model}: max_adapters must be 1 to {MAX_ADAPTERS}")
+def _check_rate(gpu: GpuType) -> None:
+    try:
+        rate = micros(gpu.rate_per_hour, "rate_per_hour")
+    except InvalidRequestError as error:
+        raise ConfigError(f"[[gpu_types]] {gpu.name}: {error.message}") from error
+    if rate > MAX_HOURLY:
+        raise ConfigError(f"[[gpu_types]] {gpu.name}: rate_per_hour is over {decimal(MAX_HOURLY)}")
+
+

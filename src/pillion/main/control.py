@@ -17,8 +17,9 @@ from starlette.types import ASGIApp
 from pillion.api import app as api_app
 from pillion.api import internal as internal_app
 from pillion.artifacts.store import ArtifactStore
-from pillion.control import accounts, imports, jobs, leftovers, pools
+from pillion.control import accounts, imports, jobs, leftovers, pools, prices
 from pillion.control.agents import agents
+from pillion.control.billing import Billing
 from pillion.control.changes import Changes
 from pillion.control.context import Control, Settings
 from pillion.control.controller import Controller
@@ -46,10 +47,12 @@ async def control(
         ctl = await _compose(config, stack)
         await _bootstrap(ctl, config)
         await pools.ensure(ctl)
+        await prices.ensure(ctl)
         holder = f"{_name(config)}:{os.getpid()}:{secrets.token_hex(4)}"
         tasks = [
             asyncio.create_task(ctl.controller.run(), name="controller"),
             asyncio.create_task(leftovers.run(ctl), name="leftovers"),
+            asyncio.create_task(Billing(ctl, holder).run(), name="billing"),
             *(
                 asyncio.create_task(
                     jobs.run(ctl, holder, imports.KIND, imports.work, imports.ended), name=f"imports:{number}"
@@ -103,6 +106,7 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
             flip_drain_s=config.limits.flip_drain_s,
             models_root=config.models_root,
             work_dir=config.data_dir / "work",
+            billing=config.billing.enabled,
         ),
         clock=time.time,
         choice=secrets.choice,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pillion.sdk.billing import AdminCredits, AdminPrices
 from pillion.sdk.transport import Transport, segment
 from pillion.sdk.types import Account, Key, UsageEvent, read
 
@@ -103,3 +104,5 @@ class AdminAccounts:
 class Admin:
     def __init__(self, transport: Transport) -> None:
         self.accounts = AdminAccounts(transport)
+        self.prices = AdminPrices(transport)
+        self.credits = AdminCredits(transport)

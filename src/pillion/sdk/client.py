@@ -10,6 +10,7 @@ import httpx
 
 from pillion.sdk.account import Admin, Keys, OwnAccount, Usage
 from pillion.sdk.adapters import Adapters
+from pillion.sdk.billing import Billing
 from pillion.sdk.chat import Chat
 from pillion.sdk.instances import Instances
 from pillion.sdk.jobs import Jobs
@@ -55,6 +56,7 @@ class Pillion:
         self.keys = Keys(transport)
         self.account = OwnAccount(transport)
         self.usage = Usage(transport)
+        self.billing = Billing(transport)
         self.admin = Admin(transport)
         self.chat = Chat(transport)
 

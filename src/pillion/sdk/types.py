@@ -302,6 +302,37 @@ class Event(Record, kw_only=True):
     detail: dict[str, Any] = {}
 
 
+class Transaction(Record, kw_only=True):
+    """`amount` (1e-6 of the currency) moved; balances are the account's after it."""
+
+    id: int
+    at: float
+    kind: str
+    amount: int
+    available_change: int = 0
+    held_change: int = 0
+    balance_after: int = 0
+    held_after: int = 0
+    subject: str = ""
+    model: str | None = None
+    note: str = ""
+
+
+class Price(Record, kw_only=True):
+    """In 1e-6 of the currency: `hourly` for one GPU, or `input` and `output` per 1,000,000 tokens."""
+
+    id: int
+    kind: str
+    item: str
+    region: str | None = None
+    hourly: int | None = None
+    input: int | None = None
+    output: int | None = None
+    effective_at: float = 0.0
+    source: str = ""
+    created_at: float | None = None
+
+
 T = TypeVar("T", bound=Record)
 
 

@@ -131,7 +131,7 @@ class Ledger:
         return made
 
 
-class Audit:
+class Books:
     """Looks over all accounts. `session` is one that crosses them."""
 
     def __init__(self, session: Session) -> None:

@@ -84,6 +84,11 @@ class Runs:
         )
         return await self._session.all(statement.order_by(instances.c.id), Instance)
 
+    async def pools(self, ids: Collection[int]) -> set[int]:
+        """Those of these instances that are shared pools."""
+        statement = sa.select(instances.c.id).where(instances.c.id.in_(ids), instances.c.account_id.is_(None))
+        return set((await self._session.run(statement)).scalars())
+
     async def owing(self, hour: int) -> list[str]:
         """Accounts that owe for tokens since an hour before this one."""
         statement = sa.select(carries.c.account_id).where(carries.c.owed > 0, carries.c.posted_hour < hour)

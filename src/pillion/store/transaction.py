@@ -8,6 +8,7 @@ from pillion.store.accounts import Accounts
 from pillion.store.adapters import Adapters
 from pillion.store.attachments import Attachments
 from pillion.store.audit import Audit
+from pillion.store.bills import Bills
 from pillion.store.events import Events
 from pillion.store.everyone import Everyone
 from pillion.store.instances import Instances
@@ -15,13 +16,17 @@ from pillion.store.invites import Invites
 from pillion.store.jobs import Jobs
 from pillion.store.keys import Keys
 from pillion.store.leases import Leases
+from pillion.store.ledger import Books, Ledger
 from pillion.store.logins import Logins
 from pillion.store.members import Members
 from pillion.store.models import Models
+from pillion.store.prices import Prices
 from pillion.store.retention import Retention
+from pillion.store.runs import Runs
 from pillion.store.secrets import Secrets
 from pillion.store.session import Session
 from pillion.store.settings import Settings
+from pillion.store.slices import Slices
 from pillion.store.usage import Intake, Usage
 from pillion.store.versions import Versions
 
@@ -51,3 +56,9 @@ class Tx:
         self.leases = Leases(session)
         self.usage = Usage(session)
         self.intake = Intake(Session(connection, everyone=True))
+        self.prices = Prices(session)
+        self.ledger = Ledger(session)
+        self.bills = Bills(session)
+        self.slices = Slices(session)
+        self.runs = Runs(Session(connection, everyone=True))
+        self.books = Books(Session(connection, everyone=True))

@@ -13,9 +13,18 @@ down_revision = "0005"
 
 # Also where somebody writes to the database past Pillion.
 SQLITE = [
-    f"CREATE TRIGGER ledger_entries_no_{verb} BEFORE {verb} ON ledger_entries "
+    f"CREATE TRIGGER ledger_entries_no_{verb.lower()} BEFORE {verb} ON ledger_entries {when} "
     "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
-    for verb in ("update", "delete")
+    for verb, when in (
+        ("UPDATE", ""),
+        ("DELETE", ""),
+        # REPLACE deletes without telling.
+        (
+            "INSERT",
+            "WHEN EXISTS (SELECT 1 FROM ledger_entries "
+            "WHERE id = NEW.id OR (account_id = NEW.account_id AND key = NEW.key))",
+        ),
+    )
 ]
 POSTGRES = [
     "CREATE FUNCTION ledger_is_append_only() RETURNS trigger LANGUAGE plpgsql AS "
