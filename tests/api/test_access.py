@@ -134,8 +134,21 @@ WRITES = [
     ("GET", "/v1/keys/x"),
     ("PATCH", "/v1/keys/x"),
     ("DELETE", "/v1/keys/x"),
+    ("GET", "/v1/members"),
+    ("PATCH", "/v1/members/x"),
+    ("DELETE", "/v1/members/x"),
+    ("GET", "/v1/invites"),
+    ("POST", "/v1/invites"),
+    ("DELETE", "/v1/invites/x"),
     ("PUT", "/v1/account/hf-token"),
     ("DELETE", "/v1/account/hf-token"),
+]
+# What says who one is, and is for anybody.
+OPEN = [
+    ("POST", "/v1/auth/login"),
+    ("POST", "/v1/auth/logout"),
+    ("PUT", "/v1/auth/password"),
+    ("POST", "/v1/invites/accept"),
 ]
 READS = [
     "/v1/adapters",
@@ -161,6 +174,7 @@ OPERATOR = [
     ("GET", "/v1/admin/accounts"),
     ("POST", "/v1/admin/accounts"),
     ("POST", "/v1/admin/accounts/x/keys"),
+    ("POST", "/v1/admin/accounts/x/invites"),
 ]
 
 
@@ -187,7 +201,8 @@ class TestScopes:
 
     async def test_every_route_that_changes_something_is_in_the_list(self, site: Site) -> None:
         listed = {
-            (method, path.replace("/x", "/{}").replace("/1", "/{}")) for method, path in [*WRITES, *OPERATOR]
+            (method, path.replace("/x", "/{}").replace("/1", "/{}"))
+            for method, path in [*WRITES, *OPERATOR, *OPEN]
         }
         described = found(await site.nobody.get("/openapi.json"))["paths"]
         for path, methods in described.items():

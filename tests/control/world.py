@@ -24,6 +24,7 @@ from pillion.control.context import Control, Settings
 from pillion.control.controller import Controller
 from pillion.control.instances import Launch
 from pillion.control.keys import Principal
+from pillion.control.passwords import Passwords
 from pillion.control.snapshots import Gateways, Publisher
 from pillion.control.views import InstanceView
 from pillion.core import snapshot as wire
@@ -101,6 +102,7 @@ class World:
                 gateways=Gateways(self.clock),
                 publisher=Publisher(b"pepper", self.clock),
                 provisioners=dict(self.fleets),
+                passwords=Passwords(1, 8, 1),  # a thousandth of the usual work
             )
             made.controller = Controller(made, name)
             if run:

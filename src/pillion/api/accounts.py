@@ -9,8 +9,9 @@ from fastapi import APIRouter, Query
 from pillion.api.adapters import Limit
 from pillion.api.auth import Anyone, Ctl, Manager, Operator
 from pillion.api.keys import terms_of
-from pillion.api.requests import AccountBody, HfTokenBody, KeyBody
-from pillion.control import accounts, keys
+from pillion.api.requests import AccountBody, HfTokenBody, InviteBody, KeyBody
+from pillion.control import accounts, invites, keys
+from pillion.control.people_views import InviteView
 from pillion.control.views import AccountView, Deleted, KeyView, Page
 
 router = APIRouter()
@@ -54,3 +55,9 @@ async def create_account(control: Ctl, caller: Operator, body: AccountBody) -> A
 async def create_account_key(control: Ctl, caller: Operator, id: str, body: KeyBody) -> KeyView:
     """A key for another account, to hand over; shown once."""
     return await keys.create_for(control, caller, id, body.name, list(body.scopes), terms_of(body))
+
+
+@router.post("/v1/admin/accounts/{id}/invites", status_code=201, tags=["admin"])
+async def create_account_invite(control: Ctl, caller: Operator, id: str, body: InviteBody) -> InviteView:
+    """For an account's first owner, or one who is locked out; the token is shown once."""
+    return await invites.create_for(control, caller, id, body.email, body.role)

@@ -13,7 +13,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from pillion import __version__
-from pillion.api import accounts, adapters, billing, instances, jobs, keys, models, usage, versions
+from pillion.api import (
+    accounts,
+    adapters,
+    billing,
+    instances,
+    jobs,
+    keys,
+    logins,
+    members,
+    models,
+    usage,
+    versions,
+)
 from pillion.api.errors import ErrorBody
 from pillion.api.limits import BodyLimit
 from pillion.control.context import Control
@@ -86,7 +98,19 @@ def build(control: Control) -> FastAPI:
     app.add_middleware(BodyLimit, streamed=STREAMED)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    for module in (adapters, versions, instances, models, jobs, keys, accounts, usage, billing):
+    for module in (
+        adapters,
+        versions,
+        instances,
+        models,
+        jobs,
+        keys,
+        accounts,
+        usage,
+        billing,
+        logins,
+        members,
+    ):
         app.include_router(module.router)
 
     @app.get("/healthz", tags=["health"])

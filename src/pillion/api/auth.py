@@ -5,13 +5,23 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
+from pillion.control import logins
 from pillion.control.context import Control
 from pillion.control.keys import Principal, authenticate
 from pillion.core.errors import InvalidApiKeyError
 
+COOKIE = "pillion_session"
+CSRF_HEADER = "x-pillion-csrf"
+HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
+
 _bearer = HTTPBearer(auto_error=False, description="An API key: `pil_…`")
+_cookie = APIKeyCookie(
+    name=COOKIE,
+    auto_error=False,
+    description=f"A browser's session; what changes something needs its token in `{CSRF_HEADER}`, too.",
+)
 
 
 def control_of(request: Request) -> Control:
@@ -28,16 +38,25 @@ def address_of(request: Request) -> str:
 
 Ctl = Annotated[Control, Depends(control_of)]
 Address = Annotated[str, Depends(address_of)]
+Cookie = Annotated[str | None, Security(_cookie)]
 
 
 async def _principal(
     control: Ctl,
     address: Address,
+    request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    cookie: Cookie,
 ) -> Principal:
-    if credentials is None:
-        raise InvalidApiKeyError("send your API key as `Authorization: Bearer pil_…`.")
-    return await authenticate(control, credentials.credentials, address)
+    """A key counts before a cookie: browsers send no keys by themselves."""
+    if "authorization" in request.headers or cookie is None:
+        if credentials is None:
+            raise InvalidApiKeyError("send your API key as `Authorization: Bearer pil_…`.")
+        return await authenticate(control, credentials.credentials, address)
+    caller = await logins.enter(control, cookie, address)
+    if request.method not in HARMLESS:
+        logins.check_csrf(control, cookie, request.headers.get(CSRF_HEADER))
+    return caller
 
 
 Anyone = Annotated[Principal, Depends(_principal)]

@@ -121,6 +121,36 @@ class KeyChangeBody(_Body):
     spend_limit: int | None = Field(default=None, ge=0, lt=2**53)
 
 
+class LoginBody(_Body):
+    """`email` and `password`, or `api_key` alone."""
+
+    email: Short | None = None
+    password: str | None = Field(default=None, max_length=1000)
+    account: Short | None = Field(default=None, description="Name or id, for who is in several.")
+    api_key: Short | None = None
+
+
+class PasswordBody(_Body):
+    current: str = Field(max_length=1000)
+    password: str = Field(max_length=1000)
+
+
+class AcceptBody(_Body):
+    token: Short
+    name: str = Field(min_length=1, max_length=100)
+    password: str = Field(max_length=1000)
+
+
+class InviteBody(_Body):
+    email: str = Field(max_length=254)
+    role: Literal["owner", "member"] = "member"
+
+
+class MemberBody(_Body):
+    role: Literal["owner", "member"] | None = None
+    name: str | None = Field(default=None, min_length=1, max_length=100)
+
+
 class AccountBody(_Body):
     name: str = Text
     tier: Literal["shared", "reserved", "dedicated"] = "shared"

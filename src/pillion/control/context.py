@@ -12,6 +12,8 @@ from cryptography.fernet import Fernet
 from pillion.artifacts.store import ArtifactStore
 from pillion.control.agents import Agents
 from pillion.control.changes import Changes
+from pillion.control.login_limits import LoginLimits
+from pillion.control.passwords import Passwords
 from pillion.control.shares import LimitShares
 from pillion.control.snapshots import Gateways, Publisher
 from pillion.core.catalogue import Catalogue
@@ -32,6 +34,8 @@ class Settings:
     drain_s: float
     models_root: Path
     work_dir: Path
+    public_url: str = ""
+    session_s: float = 86400.0
     billing: bool = False
     flip_drain_s: float = 300.0
 
@@ -58,10 +62,13 @@ class Control:
     gateways: Gateways
     publisher: Publisher
     provisioners: Mapping[str, Provisioner]
+    passwords: Passwords = field(default_factory=Passwords)
     jobs_queued: Changes = field(default_factory=Changes)
     job_ends: dict[str, Callable[[Control, Job], Awaitable[None]]] = field(default_factory=dict)
     controller: Controller = field(init=False)
     shares: LimitShares = field(init=False)
+    login_limits: LoginLimits = field(init=False)
 
     def __post_init__(self) -> None:
         self.shares = LimitShares(self.clock)
+        self.login_limits = LoginLimits(self.clock)

@@ -65,12 +65,26 @@ class InvalidApiKeyError(PillionError):
     status, code, type = 401, "invalid_api_key", "authentication_error"
 
 
+class InvalidLoginError(PillionError):
+    status, code, type = 401, "invalid_login", "authentication_error"
+
+
+class NotLoggedInError(PillionError):
+    status, code, type = 401, "not_logged_in", "authentication_error"
+
+
 class InsufficientBalanceError(PillionError):
     status, code, type = 402, "insufficient_balance", "billing_error"
 
 
 class InsufficientScopeError(PillionError):
     status, code, type = 403, "insufficient_scope", "permission_error"
+
+
+class CsrfError(PillionError):
+    """A browser sent a cookie along; whether its page is ours does not show."""
+
+    status, code, type = 403, "csrf_token_invalid", "permission_error"
 
 
 class AccountSuspendedError(PillionError):

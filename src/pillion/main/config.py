@@ -35,6 +35,7 @@ class Artifacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Hours = Annotated[float, msgspec.Meta(gt=0, le=8760)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Workers = Annotated[int, msgspec.Meta(ge=1, le=256)]
 
@@ -69,6 +70,12 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models_root: str = ""
 
 
+class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`session_hours`: how long a browser stays logged in."""
+
+    session_hours: Hours = 24.0
+
+
 class Billing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = False
 
@@ -78,6 +85,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database: Database = Database()
     artifacts: Artifacts = Artifacts()
     limits: Limits = Limits()
+    auth: Auth = Auth()
     billing: Billing = Billing()
     regions: tuple[Region, ...] = ()
     models: tuple[CatalogueModel, ...] = ()

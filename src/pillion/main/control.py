@@ -106,6 +106,8 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
             flip_drain_s=config.limits.flip_drain_s,
             models_root=config.models_root,
             work_dir=config.data_dir / "work",
+            public_url=config.server.public_url,
+            session_s=config.auth.session_hours * 3600,
             billing=config.billing.enabled,
         ),
         clock=time.time,
