@@ -27,7 +27,10 @@ from pillion.core.replica import (
 
 @dataclass
 class FakeAgent:
-    """One agent with its engine. By itself it does what it is granted at once; `hold` makes it wait to be told."""
+    """One agent with its engine. By itself it does what it is granted at once; `hold` makes it wait to be told.
+
+    `fails`: adapter ids, or engine names, that cannot be loaded.
+    """
 
     replica: Replica
     group: GroupSpec
@@ -92,10 +95,12 @@ class FakeAgent:
         for name in list(self.rows):
             if name not in wanted:
                 del self.rows[name]
-        for name in wanted:
+        for name in sorted(wanted):
             row = self.rows.get(name)
             if row is None or (row.state == "failed" and name in grant.retry):
-                bad = name.partition("@")[0] in self.fails
+                if len(self.rows) >= self.group.lora.slots:
+                    continue
+                bad = name in self.fails or name.partition("@")[0] in self.fails
                 self.move(name, "failed" if bad else "loaded")
         self.tell()
 
