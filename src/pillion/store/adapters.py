@@ -132,6 +132,10 @@ class Adapters:
     ) -> Adapter | None:
         return await self._update(account, row_id, canary_version=version, canary_share=share)
 
+    async def ended(self, account: str, row_id: int, at: float | None) -> Adapter | None:
+        """Its time to live was over at `at`; None: it is loaded anew."""
+        return await self._update(account, row_id, ended_at=at)
+
     async def set_state(self, account: str, row_id: int, state: AdapterState) -> Adapter | None:
         return await self._update(account, row_id, state=state)
 

@@ -64,6 +64,7 @@ class Attachments:
         statement = sa.insert(attachments).values(**fields).returning(*attachments.c)
         made = await self._session.one(statement, Attachment)
         assert made is not None
+        await self._begin_anew(account, adapter_row_id)
         return made
 
     async def renew(
@@ -80,7 +81,7 @@ class Attachments:
     ) -> Attachment:
         """Change how an existing one is held: pin, TTL, load to attach.
 
-        One that failed or is detaching begins again at `attaching`. Raises NotFoundError, ConflictError and
+        One that failed, was evicted or is detaching begins again at `attaching`. Raises NotFoundError, ConflictError and
         InstanceAtCapacityError as `create` does.
         """
         before = await self.get(account, id)
@@ -89,7 +90,7 @@ class Attachments:
         await self.lock_instance(account, before.instance_id)
         need = await self._slots(account, before.adapter_row_id)
         await self._check_room(before.instance_id, capacity, now, need, but=id)
-        anew = attachments.c.state.in_(("failed", "detaching"))
+        anew = attachments.c.state.in_(("failed", "registered", "detaching"))
         values = {
             "hold": hold,
             "pinned": pinned,
@@ -104,6 +105,7 @@ class Attachments:
         after = await self._session.one(statement.values(**values).returning(*attachments.c), Attachment)
         if after is None:
             raise NotFoundError(f"There is no attachment {id}.")
+        await self._begin_anew(account, after.adapter_row_id)
         return after
 
     async def get(self, account: str, id: int, *, lock: bool = False) -> Attachment | None:
@@ -206,6 +208,13 @@ class Attachments:
         if need is None:
             raise NotFoundError(f"There is no adapter {row_id}.")
         return int(need)
+
+    async def _begin_anew(self, account: str, adapter_row_id: int) -> None:
+        """An adapter whose time was over is loaded anew."""
+        mine = owned(adapters, account) & (adapters.c.row_id == adapter_row_id)
+        await self._session.run(
+            sa.update(adapters).where(mine, adapters.c.ended_at.is_not(None)).values(ended_at=None)
+        )
 
     async def _check_room(
         self, instance_id: int, capacity: int, now: float, need: int, *, but: int = 0

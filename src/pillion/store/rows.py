@@ -16,7 +16,7 @@ from pillion.core.tiers import Tier
 AdapterState = Literal["registered", "importing", "failed"]
 InstanceState = Literal["pending", "starting", "running", "degraded", "stopping", "stopped", "failed"]
 Hold = Literal["attached", "loaded"]
-AttachmentState = Literal["attaching", "ready", "failed", "detaching"]
+AttachmentState = Literal["attaching", "ready", "failed", "registered", "detaching"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
@@ -162,7 +162,8 @@ class RegisteredModel(msgspec.Struct, frozen=True):
 class Adapter(msgspec.Struct, frozen=True):
     """`wanted_version` is to go live, in line since `wanted_at`; `previous_version` was live before.
 
-    `canary_version` gets `canary_share` (0..1) of the requests.
+    `canary_version` gets `canary_share` (0..1) of the requests. `ended_at`: when its time to live was over; it is not
+    served again until it is loaded anew.
     """
 
     row_id: int
@@ -180,6 +181,7 @@ class Adapter(msgspec.Struct, frozen=True):
     previous_version: int | None = None
     canary_version: int | None = None
     canary_share: float | None = None
+    ended_at: float | None = None
 
 
 class AdapterVersion(msgspec.Struct, frozen=True):

@@ -187,6 +187,7 @@ adapters = sa.Table(
     _int("previous_version", null=True),
     _int("canary_version", null=True),
     sa.Column("canary_share", sa.Double, nullable=True),
+    _time("ended_at", null=True),
     sa.UniqueConstraint("id"),
     sa.UniqueConstraint("account_id", "name"),
     sa.UniqueConstraint("row_id", "account_id"),
