@@ -19,6 +19,7 @@ from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import CONTENT_TYPE, Metrics
 from pillion.gateway.onward import CONTAINER, ToContainer, ToControl
 from pillion.gateway.outbound import Pool
+from pillion.gateway.outbox import Outbox
 from pillion.gateway.wire import Heads
 
 # First segments under /v1/ that are control's. Any other POST there is inference.
@@ -63,6 +64,7 @@ class Gateway:
         control: ToControl,
         container: ToContainer,
         pool: Pool,
+        outbox: Outbox,
         metrics: Metrics,
         limits: Limits,
         clock: Callable[[], float],
@@ -82,6 +84,7 @@ class Gateway:
         self._emptied = asyncio.Event()
         self._date: tuple[int, bytes] = (0, b"")
         self.limits = limits
+        self.outbox = outbox
         self.heads = Heads()
         self.timer = timer
         self.draining = False

@@ -14,6 +14,7 @@ from pillion.core.errors import InvalidRequestError, PillionError
 from pillion.gateway import http
 from pillion.gateway.config import Limits
 from pillion.gateway.http import STATUS_LINES, Answer, Head, error_answer
+from pillion.gateway.outbox import Outbox
 from pillion.gateway.wire import Heads, Malformed, Reader
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,7 @@ class House(Protocol):
     limits: Limits
     heads: Heads
     timer: Callable[[], float]
+    outbox: Outbox
     draining: bool
 
     def request_id(self, head: Head) -> str: ...
@@ -92,6 +94,7 @@ class Inbound(asyncio.Protocol):
         "_kind",
         "_lingering",
         "_loop",
+        "_outbox",
         "_paused",
         "_reader",
         "_status",
@@ -104,6 +107,7 @@ class Inbound(asyncio.Protocol):
         self._house = house
         self._loop = loop
         self._transport: Any = None
+        self._outbox = house.outbox
         self._reader = Reader(house.heads, house.limits.max_header_bytes)
         self._head: Head | None = None
         self._exchange: Exchange | None = None
@@ -139,7 +143,7 @@ class Inbound(asyncio.Protocol):
             exchange.left()
 
     def eof_received(self) -> None:
-        return None
+        self._outbox.flush()  # the connection is closed now
 
     def pause_writing(self) -> None:
         if self._exchange is not None:
@@ -176,7 +180,7 @@ class Inbound(asyncio.Protocol):
         if self._expect:
             self._expect = False
             if not self._reader.waiting:
-                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self._outbox.write(self._transport, b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def answer(self, status: int, fields: bytes, body: bytes) -> None:
         """The whole of it."""
@@ -186,7 +190,7 @@ class Inbound(asyncio.Protocol):
         if self._kind == "inference":
             self._house.first_byte(self._kind, self._house.timer() - self._arrived)
         head = self._top(status, fields, len(body))
-        self._transport.write(head if self._head.method == "HEAD" else head + body)
+        self._outbox.write(self._transport, head if self._head.method == "HEAD" else head + body)
         self._done()
 
     def begin(self, status: int, fields: bytes, length: int | None, first: bytes = b"") -> None:
@@ -201,16 +205,16 @@ class Inbound(asyncio.Protocol):
         head = self._top(status, fields, length, chunked=self._chunked)
         self._house.first_byte(self._kind, self._house.timer() - self._arrived)
         if not first or bodiless:
-            self._transport.write(head)
+            self._outbox.write(self._transport, head)
             return
-        self._transport.write(
-            b"%b%x\r\n%b\r\n" % (head, len(first), first) if self._chunked else head + first
+        self._outbox.write(
+            self._transport, b"%b%x\r\n%b\r\n" % (head, len(first), first) if self._chunked else head + first
         )
 
     def write(self, data: bytes) -> None:
         if self._head is None or self._head.method == "HEAD":
             return
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self._outbox.write(self._transport, b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def end(self, last: bytes = b"") -> None:
         if self._head is None:
@@ -220,7 +224,7 @@ class Inbound(asyncio.Protocol):
         if self._chunked:
             last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n"
         if last:
-            self._transport.write(last)
+            self._outbox.write(self._transport, last)
         self._done()
 
     def cut(self, why: str) -> None:
@@ -261,7 +265,7 @@ class Inbound(asyncio.Protocol):
             if self._reader.waiting and self._reader.whole:
                 self._refuse(408, f"The request's headers did not come within {limits.header_timeout_s:g} s.")
             else:
-                self._transport.close()
+                self._outbox.close(self._transport)
         elif not self._reader.whole and not self._paused and self._exchange is not None:
             exchange, self._exchange = self._exchange, None
             exchange.left()
@@ -270,7 +274,7 @@ class Inbound(asyncio.Protocol):
     def drain(self) -> None:
         """Finishes what is in flight and closes."""
         if self._head is None:
-            self._transport.close()
+            self._outbox.close(self._transport)
         else:
             self._keep_alive = False
 
@@ -386,7 +390,7 @@ class Inbound(asyncio.Protocol):
         self.resume()
         if self._closing or (not self._keep_alive and (self._reader.whole or self._expect)):
             self._closing = True
-            self._transport.close()
+            self._outbox.close(self._transport)
             return
         limits = self._house.limits
         if not self._reader.whole:
@@ -405,7 +409,7 @@ class Inbound(asyncio.Protocol):
         self._lingering = False
         self._deadline = self._loop.time() + self._house.limits.keep_alive_s
         if self._closing:
-            self._transport.close()
+            self._outbox.close(self._transport)
 
     def _malformed(self, error: Malformed) -> None:
         exchange, self._exchange = self._exchange, None
@@ -420,12 +424,13 @@ class Inbound(asyncio.Protocol):
         """What cannot be read as a request gets an answer and no second chance."""
         answer = error_answer(InvalidRequestError(message))
         head, self._head, self._closing = self._head, None, True
-        self._transport.write(
+        self._outbox.write(
+            self._transport,
             b"%b%bcontent-length: %d\r\nconnection: close\r\n\r\n%b"
-            % (STATUS_LINES[status], http.lines(answer.fields), len(answer.body), answer.body)
+            % (STATUS_LINES[status], http.lines(answer.fields), len(answer.body), answer.body),
         )
         if head is None:
             self._house.malformed(status)
         else:
             self._house.answered(self._kind, status)
-        self._transport.close()
+        self._outbox.close(self._transport)

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from pillion.gateway.outbox import Outbox
+
 # Shorter than the 5 s after which uvicorn, in front of every engine, closes an idle connection.
 IDLE_S = 3.0
 MAX_HEAD = 64 * 2**10
@@ -108,13 +110,13 @@ class Outbound(asyncio.Protocol):
         self._asker = asker
         self._head_only = head_only
         self._sending = not whole
-        self._transport.write(data)
+        self._pool.outbox.write(self._transport, data)
 
     def write(self, data: bytes, *, whole: bool) -> None:
         """More of the request's body."""
         self._sending = not whole
         if data:
-            self._transport.write(data)
+            self._pool.outbox.write(self._transport, data)
 
     def pause(self) -> None:
         if not self._transport.is_closing():
@@ -130,7 +132,7 @@ class Outbound(asyncio.Protocol):
         self._transport.abort()
 
     def close(self) -> None:
-        self._transport.close()
+        self._pool.outbox.close(self._transport)
 
     def cut(self, why: str) -> None:
         """Ends it as if upstream had."""
@@ -238,7 +240,7 @@ class Outbound(asyncio.Protocol):
             self._reset()
             self._pool.give(self)
         else:
-            self._transport.close()
+            self._pool.outbox.close(self._transport)
         if asker is not None:
             asker.answered()
 
@@ -253,7 +255,8 @@ class Outbound(asyncio.Protocol):
 class Pool:
     """Connections without a cap, kept while they are young. Make it inside a running loop."""
 
-    def __init__(self, connect_timeout_s: float) -> None:
+    def __init__(self, connect_timeout_s: float, outbox: Outbox) -> None:
+        self.outbox = outbox
         self._connect_timeout_s = connect_timeout_s
         self._loop = asyncio.get_running_loop()
         self._idle: dict[Origin, list[Outbound]] = {}

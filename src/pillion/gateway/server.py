@@ -34,6 +34,7 @@ from pillion.gateway.metering import Meter
 from pillion.gateway.metrics import Metrics
 from pillion.gateway.onward import ToContainer, ToControl
 from pillion.gateway.outbound import Pool
+from pillion.gateway.outbox import Outbox
 from pillion.gateway.plans import Plans
 from pillion.gateway.reports import ControlLedger, Reports, Sharing, UntoldError
 from pillion.gateway.siblings import Siblings
@@ -117,7 +118,8 @@ async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, Pool]]
     """All parts, wired; the snapshot feed runs inside the context."""
     name = await asyncio.to_thread(gateway_id, config.state_dir, lambda: f"gw_{secrets.token_hex(8)}")
     knowledge = Knowledge(time.time, config.snapshot_max_age_s)
-    pool = Pool(config.limits.connect_timeout_s)
+    outbox = Outbox()
+    pool = Pool(config.limits.connect_timeout_s, outbox)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         source = ControlSource(session, config.internal_url, config.internal_token, name)
         feed = SnapshotFeed(source, KeptSnapshot(config.state_dir), knowledge, time.time, random.random)
@@ -138,7 +140,7 @@ async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, Pool]]
             tasks.append(asyncio.ensure_future(siblings.run(metrics.own)))
         cold = Cold(AgentLoads(session), knowledge, time.time, metrics.cold_load, config.limits.cold_wait_s)
         try:
-            yield _app(config, knowledge, pool, metrics, meter, rates, cold), pool
+            yield _app(config, knowledge, pool, outbox, metrics, meter, rates, cold), pool
         finally:
             pool.close()
             await cold.close()
@@ -156,6 +158,7 @@ def _app(
     config: GatewayConfig,
     knowledge: Knowledge,
     pool: Pool,
+    outbox: Outbox,
     metrics: Metrics,
     meter: Meter,
     rates: KeyLimits,
@@ -187,6 +190,7 @@ def _app(
         control=ToControl(pool, config.control_url, door),
         container=ToContainer(knowledge, door, pool, balance, metrics),
         pool=pool,
+        outbox=outbox,
         metrics=metrics,
         limits=config.limits,
         clock=time.time,

@@ -1,0 +1,34 @@
+"""What is written in one round of the event loop goes out together at its end.
+
+A write wakes whoever waits for it. One after the other, with work between, each wakes a processor that has just gone to
+sleep again, and that costs more than the work; in one go the first wakes it, and the rest find it awake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+
+class Outbox:
+    """Order is kept: of one connection, and between them. Make it inside a running loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[tuple[Any, bytes]] = []
+
+    def write(self, transport: Any, data: bytes) -> None:
+        if not self._waiting:
+            self._loop.call_soon(self.flush)
+        self._waiting.append((transport, data))
+
+    def close(self, transport: Any) -> None:
+        """After what was written."""
+        self.flush()
+        transport.close()
+
+    def flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for transport, data in waiting:
+            if not transport.is_closing():
+                transport.write(data)
