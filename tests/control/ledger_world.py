@@ -86,6 +86,7 @@ class Office:
         self.db = Mortal(control.db)
         control.db = self.db  # type: ignore[assignment]
         self.machines: dict[int, list[Machine]] = {}
+        self.all_ever: list[Machine] = []
         self.away = False
         self.bill(True)
         self.restart()
@@ -125,6 +126,7 @@ class Office:
             Machine(things.replica(f"i{made.id}r{n}", instance=made.id, region="local"), False, self.now)
             for n in range(replicas)
         ]
+        self.all_ever += self.machines[made.id]
         for machine in self.machines[made.id]:
             machine.be(ready, self.now)
         return made

@@ -38,6 +38,13 @@ class Runs:
             found |= {row["replica"]: int(row["seen_ms"]) for row in rows}
         return found
 
+    async def all_of(self, replicas: Collection[str]) -> list[Run]:
+        """In the order in which they were put down."""
+        found: list[Run] = []
+        for chunk in _chunks(sorted(replicas)):
+            found += await self._session.all(sa.select(runs).where(runs.c.replica.in_(chunk)), Run)
+        return sorted(found, key=lambda run: run.id)
+
     async def extend(self, until: Mapping[int, int], *, open: bool) -> None:
         """Sets until when runs were seen; those that are not `open` any more end there."""
         by: dict[int, list[int]] = defaultdict(list)
