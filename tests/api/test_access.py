@@ -34,7 +34,7 @@ class TestFirstStart:
         assert kept == [key]
         who = await keys.authenticate(control, kept[0])
         assert who.scopes == {"inference", "manage", "admin"}
-        assert (await accounts.get(control, who)).name == "default"
+        assert (await accounts.get(control, who.account)).name == "default"
 
     async def test_the_second_start_keeps_what_is_there(self, control: Control) -> None:
         key = await accounts.bootstrap(control, None, lambda _: None)
@@ -169,12 +169,20 @@ READS = [
     "/v1/usage/summary",
     "/v1/usage/events",
     "/v1/billing/snapshot",
+    "/v1/billing/transactions",
 ]
 OPERATOR = [
     ("GET", "/v1/admin/accounts"),
     ("POST", "/v1/admin/accounts"),
+    ("GET", "/v1/admin/accounts/x"),
+    ("PATCH", "/v1/admin/accounts/x"),
+    ("DELETE", "/v1/admin/accounts/x"),
     ("POST", "/v1/admin/accounts/x/keys"),
     ("POST", "/v1/admin/accounts/x/invites"),
+    ("GET", "/v1/admin/prices"),
+    ("POST", "/v1/admin/prices"),
+    ("GET", "/v1/admin/credits"),
+    ("POST", "/v1/admin/credits"),
 ]
 
 

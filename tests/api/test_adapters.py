@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from pillion.core import tiers
+from pillion.core.tiers import Caps
 from tests import adapter_files
 from tests.api.site import Site, Tenant, found, refused
+from tests.control.world import CAPS
 
 
 def archive(files: dict[str, bytes]) -> bytes:
@@ -118,7 +121,7 @@ class TestUpload:
         assert await names(site.a) == []
 
     async def test_too_many_bytes_leave_nothing_behind(self, site: Site) -> None:
-        limit = site.control.settings.max_adapter_bytes
+        limit = CAPS["reserved"].adapter_bytes
         refused(await site.a.upload("mine", weights=b"x" * (limit + 1)), 413, "adapter_too_large")
         assert kept(site) == set()
 
@@ -278,9 +281,7 @@ class TestNames:
 
 class TestCaps:
     async def test_a_tier_has_room_for_so_many(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        from pillion.control import registration
-
-        monkeypatch.setitem(registration.TIER_ADAPTERS, "reserved", 2)
+        monkeypatch.setitem(CAPS, "reserved", Caps(2, 2_000_000))
         one, two = await site.a.adapter("one"), await site.a.adapter("two")
         answer = await site.a.upload("three", seed=7)
         error = refused(answer, 429, "insufficient_quota")
@@ -291,9 +292,9 @@ class TestCaps:
         found(await site.a.upload("three"))
 
     def test_the_caps_of_the_tiers(self) -> None:
-        from pillion.control.registration import TIER_ADAPTERS
-
-        assert TIER_ADAPTERS == {"shared": 20, "reserved": 200, "dedicated": 200}
+        expected = {"shared": 20, "reserved": 200, "dedicated": 200}
+        assert {tier: caps.adapters for tier, caps in tiers.CAPS.items()} == expected
+        assert {caps.adapter_bytes for caps in tiers.CAPS.values()} == {500_000_000}
 
 
 class TestListing:

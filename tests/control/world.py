@@ -30,12 +30,18 @@ from pillion.control.views import InstanceView
 from pillion.core import snapshot as wire
 from pillion.core.catalogue import Catalogue, CatalogueModel, GpuType, Pool, Region
 from pillion.core.replica import LoraSpec
+from pillion.core.tiers import Caps, Tier
 from pillion.store.database import Database
 from pillion.store.rows import Adapter
 from tests import adapter_files
 from tests.control.fakes import AgentServer, FakeFleet
 
 DEADLINE_S = 20.0
+CAPS: dict[Tier, Caps] = {
+    "shared": Caps(20, 2_000_000),
+    "reserved": Caps(200, 2_000_000),
+    "dedicated": Caps(200, 2_000_000),
+}
 T = TypeVar("T")
 VAULT = Fernet.generate_key()
 
@@ -92,7 +98,7 @@ class World:
                 db=db,
                 artifacts=ArtifactStore(f"file://{self.root}/artifacts"),
                 catalogue=self.catalogue,
-                settings=Settings(64, 2_000_000, 30.0, self.root / "own", self.root / "work"),
+                settings=Settings(64, 30.0, self.root / "own", self.root / "work", CAPS),
                 clock=self.clock,
                 choice=secrets.choice,
                 pepper=b"pepper",
@@ -141,6 +147,7 @@ class World:
                 source=source,
                 now=self.clock(),
             )
+            await tx.versions.went_live(who.account, row.row_id, 1, self.clock())
             live = await tx.adapters.set_live(who.account, row.row_id, 1)
         assert live is not None
         control.changes.notify()

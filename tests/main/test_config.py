@@ -122,7 +122,7 @@ def test_other_variables_are_no_matter(tmp_path: Path) -> None:
         ("[sever]\nport = 80", "sever"),
         ("[limits]\nmax_rank = 0", "limits.max_rank"),
         ("[limits]\ndrain_s = -1", "limits.drain_s"),
-        ("[limits]\nmax_adapter_bytes = 0", "limits.max_adapter_bytes"),
+        ("[tiers]\nshared_adapters = 0", "tiers.shared_adapters"),
         ("[[models]]\nname = 'x'", "models"),
         ("[[models]]\nname = 'X'\nsource = 'hf:x/x'", "'X'"),
         ("[[models]]\nname = 'x'\nsource = 's3:x'", "source"),

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from pillion.api.adapters import Limit
 from pillion.api.auth import Anyone, Ctl, Manager, Operator
 from pillion.api.keys import terms_of
-from pillion.api.requests import AccountBody, HfTokenBody, InviteBody, KeyBody
+from pillion.api.requests import AccountBody, AccountChangeBody, HfTokenBody, InviteBody, KeyBody
 from pillion.control import accounts, invites, keys
 from pillion.control.people_views import InviteView
 from pillion.control.views import AccountView, Deleted, KeyView, Page
@@ -19,7 +19,7 @@ router = APIRouter()
 
 @router.get("/v1/account", tags=["account"])
 async def get_account(control: Ctl, caller: Anyone) -> AccountView:
-    return await accounts.get(control, caller)
+    return await accounts.get(control, caller.account)
 
 
 @router.put("/v1/account/hf-token", tags=["account"])
@@ -48,7 +48,24 @@ async def list_accounts(
 
 @router.post("/v1/admin/accounts", status_code=201, tags=["admin"])
 async def create_account(control: Ctl, caller: Operator, body: AccountBody) -> AccountView:
-    return await accounts.create(control, body.name, body.tier)
+    return await accounts.create(control, body.name, body.tier, local_only=body.local_only)
+
+
+@router.get("/v1/admin/accounts/{id}", tags=["admin"])
+async def get_any_account(control: Ctl, caller: Operator, id: str) -> AccountView:
+    return await accounts.get(control, id)
+
+
+@router.patch("/v1/admin/accounts/{id}", tags=["admin"])
+async def change_account(control: Ctl, caller: Operator, id: str, body: AccountChangeBody) -> AccountView:
+    """A suspended account's calls and logins are refused; what runs of it runs on."""
+    return await accounts.update(control, caller, id, body.model_dump(exclude_unset=True))
+
+
+@router.delete("/v1/admin/accounts/{id}", tags=["admin"])
+async def delete_account(control: Ctl, caller: Operator, id: str) -> Deleted:
+    """409 while anything of it runs. What it used and paid stays on the books."""
+    return await accounts.delete(control, caller, id)
 
 
 @router.post("/v1/admin/accounts/{id}/keys", status_code=201, tags=["admin"])

@@ -154,6 +154,16 @@ class MemberBody(_Body):
 class AccountBody(_Body):
     name: str = Text
     tier: Literal["shared", "reserved", "dedicated"] = "shared"
+    local_only: bool = False
+
+
+class AccountChangeBody(_Body):
+    """What is left out stays as it is."""
+
+    name: str | None = Field(default=None, max_length=1000)
+    tier: Literal["shared", "reserved", "dedicated"] | None = None
+    local_only: bool | None = None
+    suspended: bool | None = None
 
 
 class RegisterModelBody(_Body):

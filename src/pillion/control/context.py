@@ -17,6 +17,7 @@ from pillion.control.passwords import Passwords
 from pillion.control.shares import LimitShares
 from pillion.control.snapshots import Gateways, Publisher
 from pillion.core.catalogue import Catalogue
+from pillion.core.tiers import CAPS, Caps, Tier
 from pillion.fleet.provisioner import Provisioner
 from pillion.store.database import Database
 from pillion.store.rows import Job
@@ -30,10 +31,10 @@ class Settings:
     """`models_root`: accounts' own `path:` models lie under `<models_root>/<account id>`. `billing`: it is on."""
 
     max_rank: int
-    max_adapter_bytes: int
     drain_s: float
     models_root: Path
     work_dir: Path
+    caps: Mapping[Tier, Caps] = field(default_factory=lambda: CAPS)
     public_url: str = ""
     session_s: float = 86400.0
     billing: bool = False

@@ -104,10 +104,11 @@ async def work(control: Control, job: Job, progress: Progress) -> str:
     hub = Hub(token=await accounts.hf_token(control, job.account_id))
     found = await hub.resolve(job.subject["repo"], job.subject["revision"])
     await progress.log(f"{found.repo} at {found.commit}")
-    async with control.artifacts.intake(control.settings.max_adapter_bytes) as intake:
-        config = await _download(hub, found, intake, control.settings.max_adapter_bytes, progress)
+    max_bytes = (await accounts.caps(control, job.account_id)).adapter_bytes
+    async with control.artifacts.intake(max_bytes) as intake:
+        config = await _download(hub, found, intake, max_bytes, progress)
         await progress.report(DOWNLOADED, "verifying")
-        limits = Limits(control.settings.max_rank, control.settings.max_adapter_bytes)
+        limits = Limits(control.settings.max_rank, max_bytes)
         stored = await receive(intake, config, base, limits)
         for warning in stored.verified.warnings:
             await progress.log(f"warning: {warning}")

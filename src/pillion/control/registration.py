@@ -12,8 +12,6 @@ from pillion.core.names import check_adapter_name, new_id
 from pillion.store.rows import Adapter, AdapterState
 from pillion.store.transaction import Tx
 
-TIER_ADAPTERS = {"shared": 20, "reserved": 200, "dedicated": 200}
-
 
 class AdapterQuotaError(RateLimitError):
     """The tier's number of adapters is reached. Trying again helps only after one was deleted."""
@@ -35,7 +33,7 @@ async def create(
 ) -> Adapter:
     """The row of a new adapter. Raises `NameTakenError`, `AdapterQuotaError`."""
     account = await tx.accounts.lock(who.account)
-    cap = TIER_ADAPTERS[account.tier]
+    cap = control.settings.caps[account.tier].adapters
     if await tx.adapters.count(who.account) >= cap:
         raise AdapterQuotaError(f"tier {account.tier!r} has room for {cap} adapters; delete one first.")
     if control.catalogue.model(base) is None and await tx.models.get(who.account, base) is None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 from pillion.artifacts.receive import Stored, receive
 from pillion.artifacts.store import Intake
-from pillion.control import bases, lookup, registration, versions
+from pillion.control import accounts, bases, lookup, registration, versions
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.views import AdapterView, VersionView
@@ -23,8 +23,9 @@ FIELDS = frozenset({"name", "base_model", "region"})
 class Upload:
     """One upload in progress: its parts are written as they come, then it is registered."""
 
-    def __init__(self, control: Control, who: Principal, intake: Intake) -> None:
+    def __init__(self, control: Control, who: Principal, intake: Intake, max_bytes: int) -> None:
         self._control, self._who, self._intake = control, who, intake
+        self._max_bytes = max_bytes
         self._config = bytearray()
 
     async def write_file(self, chunk: bytes) -> None:
@@ -69,7 +70,7 @@ class Upload:
             raise InvalidRequestError("part 'file' is missing or empty.", param="file")
 
     async def _receive(self, base: Base) -> Stored:
-        limits = Limits(self._control.settings.max_rank, self._control.settings.max_adapter_bytes)
+        limits = Limits(self._control.settings.max_rank, self._max_bytes)
         return await receive(self._intake, bytes(self._config) or None, base, limits)
 
     async def _rehearse(self, name: str, base: str, region: str | None) -> None:
@@ -86,8 +87,9 @@ class _RehearsedError(Exception):
 
 @asynccontextmanager
 async def receiving(control: Control, who: Principal) -> AsyncIterator[Upload]:
-    async with control.artifacts.intake(control.settings.max_adapter_bytes) as intake:
-        yield Upload(control, who, intake)
+    caps = await accounts.caps(control, who.account)
+    async with control.artifacts.intake(caps.adapter_bytes) as intake:
+        yield Upload(control, who, intake, caps.adapter_bytes)
 
 
 def _read(fields: dict[str, str]) -> tuple[str, str, str | None]:

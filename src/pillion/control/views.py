@@ -286,10 +286,18 @@ class UsageSnapshot:
 
 @dataclass(frozen=True)
 class AccountView:
+    """`adapters` of the `max_adapters` that its tier may have."""
+
     id: str
     name: str
     tier: str
     created_at: float
+    local_only: bool = False
+    suspended_at: float | None = None
+    adapters: int = 0
+    max_adapters: int = 0
+    max_adapter_bytes: int = 0
+    unacknowledged: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pillion.core.errors import InvalidRequestError
 from pillion.core.launch import MAX_ADAPTERS
 from pillion.core.money import MAX_HOURLY, decimal, micros
 from pillion.core.names import is_name
+from pillion.core.tiers import CAPS, Caps, Tier
 
 ENVIRONMENT_PREFIX = "PILLION_"
 ENGINES = ("vllm", "sim")
@@ -64,7 +65,6 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     max_rank: Positive = 64
-    max_adapter_bytes: Positive = 500_000_000
     drain_s: Seconds = 30.0
     flip_drain_s: Seconds = 300.0
     models_root: str = ""
@@ -76,6 +76,25 @@ class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_hours: Hours = 24.0
 
 
+class Tiers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many adapters an account of each tier may have, and how large each may be."""
+
+    shared_adapters: Positive = CAPS["shared"].adapters
+    shared_adapter_bytes: Positive = CAPS["shared"].adapter_bytes
+    reserved_adapters: Positive = CAPS["reserved"].adapters
+    reserved_adapter_bytes: Positive = CAPS["reserved"].adapter_bytes
+    dedicated_adapters: Positive = CAPS["dedicated"].adapters
+    dedicated_adapter_bytes: Positive = CAPS["dedicated"].adapter_bytes
+
+    @property
+    def caps(self) -> dict[Tier, Caps]:
+        return {
+            "shared": Caps(self.shared_adapters, self.shared_adapter_bytes),
+            "reserved": Caps(self.reserved_adapters, self.reserved_adapter_bytes),
+            "dedicated": Caps(self.dedicated_adapters, self.dedicated_adapter_bytes),
+        }
+
+
 class Billing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = False
 
@@ -85,6 +104,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database: Database = Database()
     artifacts: Artifacts = Artifacts()
     limits: Limits = Limits()
+    tiers: Tiers = Tiers()
     auth: Auth = Auth()
     billing: Billing = Billing()
     regions: tuple[Region, ...] = ()
@@ -225,13 +245,6 @@ def _check_model(model: CatalogueModel) -> None:
         raise ConfigError(f"[[models]] {model.name}: embedding models never take LoRA; set lora = false")
 
 
-def _check_pool(pool: Pool, catalogue: Catalogue) -> None:
-    if catalogue.model(pool.model) is None:
-        raise ConfigError(f"[[pools]] model {pool.model!r} is not in [[models]]")
-    if pool.replicas < 1:
-        raise ConfigError(f"[[pools]] {pool.model}: replicas must be at least 1")
-    if not 1 <= pool.max_adapters <= MAX_ADAPTERS:
-        raise ConfigError(f"[[pools]] {pool.model}: max_adapters must be 1 to {MAX_ADAPTERS}")
 def _check_rate(gpu: GpuType) -> None:
     try:
         rate = micros(gpu.rate_per_hour, "rate_per_hour")
@@ -241,3 +254,10 @@ def _check_rate(gpu: GpuType) -> None:
         raise ConfigError(f"[[gpu_types]] {gpu.name}: rate_per_hour is over {decimal(MAX_HOURLY)}")
 
 
+def _check_pool(pool: Pool, catalogue: Catalogue) -> None:
+    if catalogue.model(pool.model) is None:
+        raise ConfigError(f"[[pools]] model {pool.model!r} is not in [[models]]")
+    if pool.replicas < 1:
+        raise ConfigError(f"[[pools]] {pool.model}: replicas must be at least 1")
+    if not 1 <= pool.max_adapters <= MAX_ADAPTERS:
+        raise ConfigError(f"[[pools]] {pool.model}: max_adapters must be 1 to {MAX_ADAPTERS}")

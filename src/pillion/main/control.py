@@ -101,11 +101,11 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
         catalogue=config.catalogue(),
         settings=Settings(
             max_rank=config.limits.max_rank,
-            max_adapter_bytes=config.limits.max_adapter_bytes,
             drain_s=config.limits.drain_s,
             flip_drain_s=config.limits.flip_drain_s,
             models_root=config.models_root,
             work_dir=config.data_dir / "work",
+            caps=config.tiers.caps,
             public_url=config.server.public_url,
             session_s=config.auth.session_hours * 3600,
             billing=config.billing.enabled,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
@@ -221,6 +221,12 @@ class Everyone:
             instances=await self.unfinished_instances(),
             suspended=await self.suspended_accounts(),
         )
+
+    async def adapters_of(self, accounts: Sequence[str]) -> dict[str, int]:
+        """How many adapters each of them has; those without any are left out."""
+        owner = adapters.c.account_id
+        statement = sa.select(owner, sa.func.count()).where(owner.in_(accounts)).group_by(owner)
+        return {row[0]: int(row[1]) for row in await self._session.run(statement)}
 
     async def suspended_accounts(self) -> frozenset[str]:
         statement = sa.select(accounts.c.id).where(accounts.c.suspended_at.is_not(None))
