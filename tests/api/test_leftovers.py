@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from pillion.control import leftovers
+from pillion.control.leftovers import Keep
 from tests.api.site import Site, found
 
 
@@ -50,3 +53,21 @@ async def test_receptions_that_broke_off_go_after_a_day(site: Site) -> None:
     age(incoming, leftovers.RECEIVING_S + 60)
     await leftovers.clear(site.control)
     assert not incoming.exists()
+
+
+async def test_what_is_told_of_the_past_goes_when_it_is_old(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "BATCH", 2)
+    await site.a.adapter()
+    account = site.a.who.account
+    for number in range(5):
+        async with site.control.db.transaction() as tx:
+            at = site.control.clock() - 100 + number
+            await tx.events.append(account, at=at, kind="k", subject="old")
+            await tx.audit.begin(account, at=at, key_id="k", action="old", subject="s", request_id=None)
+    assert await leftovers.forget(site.control, Keep()) == {}
+    gone = await leftovers.forget(site.control, Keep(events_s=50, audit_s=97.5, job_logs_s=50))
+    assert gone == {"events": 5, "audit": 3, "job_logs": 0}
+    assert found(await site.a.get("/v1/events", params={"subject": "old"}))["data"] == []
+    assert len(found(await site.a.get("/v1/account/audit"))["data"]) == 3

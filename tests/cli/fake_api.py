@@ -253,6 +253,18 @@ class FakeApi:
             "subject": "adapter:adp_1",
             "detail": {"by": "key_1"},
         }
+        audited = {
+            "id": 4,
+            "at": 1.7e9,
+            "account": "acc_1",
+            "by": "key_1",
+            "action": "attach_adapter",
+            "subject": "/v1/instances/1/adapters",
+            "made": "adp_1",
+            "status": 409,
+            "error": "already_attached",
+            "request_id": "req_1",
+        }
         account = {"id": "acc_1", "name": "default", "tier": "shared", "created_at": 1.7e9}
         model = {
             "name": "tiny",
@@ -294,6 +306,10 @@ class FakeApi:
             ("GET", "/v1/adapters/{ref}/versions", pages(version)),
             ("GET", "/v1/adapters/{ref}/events", pages(event)),
             ("GET", "/v1/adapters/{ref}/download", self._download),
+            ("GET", "/v1/events", self._events),
+            ("GET", "/v1/admin/events", pages({**event, "account": "acc_2"})),
+            ("GET", "/v1/account/audit", pages(audited)),
+            ("GET", "/v1/admin/audit", pages({**audited, "status": None, "error": None})),
             ("GET", "/v1/instances", pages(instance(1, "running", 2), instance(2, "starting"))),
             ("POST", "/v1/instances", always(lambda: instance(3, "pending"), 202)),
             ("GET", "/v1/instances/{id}", self._get_instance),
@@ -397,6 +413,13 @@ class FakeApi:
         if request.match_info["id"] == "7":
             await asyncio.Event().wait()
         return response
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        event = {"at": 1.7e9, "subject": "adapter:adp_1"}
+        if not request.query.get("follow"):
+            return listing([{**event, "id": n, "kind": f"k{n}", "detail": {"by": "key_1"}} for n in (3, 2)])
+        later = json.dumps({**event, "id": 4, "kind": "k4", "detail": {}})
+        return await self._stream(request, "application/x-ndjson", ["\n", later + "\n"])
 
     async def _get_job(self, request: web.Request) -> web.StreamResponse:
         if request.query.get("follow"):

@@ -28,7 +28,6 @@ from pillion.control.views import (
     BackendView,
     Deleted,
     EligibleView,
-    EventView,
     ImportView,
     Page,
 )
@@ -188,13 +187,6 @@ async def eligible_instances(control: Ctl, caller: Caller, ref: str) -> Page[Eli
 async def explain_adapter(control: Ctl, caller: Caller, ref: str) -> Explanation:
     """Where it should be, where it is, why not, and what happens next."""
     return await explanations.explained(control, caller, ref)
-
-
-@router.get("/v1/adapters/{ref}/events")
-async def adapter_events(
-    control: Ctl, caller: Caller, ref: str, after: After = None, limit: Limit = 100
-) -> Page[EventView]:
-    return await adapters.events(control, caller, ref, after, limit)
 
 
 @router.get(

@@ -17,6 +17,7 @@ from pillion.api import (
     accounts,
     adapters,
     billing,
+    events,
     instances,
     jobs,
     keys,
@@ -26,6 +27,7 @@ from pillion.api import (
     usage,
     versions,
 )
+from pillion.api.audited import Audited
 from pillion.api.errors import ErrorBody
 from pillion.api.limits import BodyLimit
 from pillion.control.context import Control
@@ -95,6 +97,7 @@ def build(control: Control) -> FastAPI:
         },
     )
     app.state.control = control
+    app.add_middleware(Audited)
     app.add_middleware(BodyLimit, streamed=STREAMED)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
@@ -102,6 +105,7 @@ def build(control: Control) -> FastAPI:
         adapters,
         versions,
         instances,
+        events,
         models,
         jobs,
         keys,

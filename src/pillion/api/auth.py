@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
+from pillion.api import audited
 from pillion.control import logins
 from pillion.control.context import Control
 from pillion.control.keys import Principal, authenticate
@@ -59,7 +60,15 @@ async def _principal(
     return caller
 
 
-Anyone = Annotated[Principal, Depends(_principal)]
+async def _written_down(
+    request: Request, control: Ctl, caller: Annotated[Principal, Depends(_principal)]
+) -> Principal:
+    """Who calls, once it is written down that they do: where it is to change something."""
+    await audited.begun(request, control, caller)
+    return caller
+
+
+Anyone = Annotated[Principal, Depends(_written_down)]
 
 
 async def _reader(caller: Anyone) -> Principal:

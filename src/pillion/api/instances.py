@@ -11,7 +11,7 @@ from pillion.api.adapters import After, Limit, launch_of
 from pillion.api.auth import Caller, Ctl, Manager
 from pillion.api.requests import AttachBody, LaunchBody
 from pillion.control import attachments, instances
-from pillion.control.views import AttachmentView, EventView, InstanceView, Page
+from pillion.control.views import AttachmentView, InstanceView, Page
 
 router = APIRouter(tags=["instances"])
 
@@ -59,13 +59,6 @@ async def instance_logs(
     """The engines' logs as plain text, each line led by its replica where there are several."""
     lines = await instances.logs(control, caller, id, replica, tail, follow)
     return StreamingResponse(lines, media_type="text/plain; charset=utf-8")
-
-
-@router.get("/v1/instances/{id}/events")
-async def instance_events(
-    control: Ctl, caller: Caller, id: int, after: After = None, limit: Limit = 100
-) -> Page[EventView]:
-    return await instances.events(control, caller, id, after, limit)
 
 
 @router.get("/v1/instances/{id}/adapters")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pillion.cli import serving
-from pillion.cli.options import Base, BoundRegion, Json, Limit, NoWait, Ref, Timeout
+from pillion.cli.options import Base, BoundRegion, Follow, Json, Limit, NoWait, Ref, Timeout
 from pillion.cli.session import session
 
 if TYPE_CHECKING:
@@ -143,12 +143,19 @@ def versions(ctx: typer.Context, ref: Ref, as_json: Json = False) -> None:
 
 
 @app.command()
-def events(ctx: typer.Context, ref: Ref, limit: Limit = None, as_json: Json = False) -> None:
-    """List what happened to an adapter."""
+def events(
+    ctx: typer.Context, ref: Ref, follow: Follow = False, limit: Limit = None, as_json: Json = False
+) -> None:
+    """List what happened to an adapter. With --follow, JSON comes one object a line."""
     from pillion.cli import columns, output
+    from pillion.cli import events as events_of
 
     with session(ctx) as client:
-        output.print_records(client.adapters.events(ref, limit=limit), columns.EVENTS, as_json)
+        found = client.adapters.events(ref, follow=follow, limit=limit)
+        if follow:
+            events_of.print_as_they_come(found, as_json)
+        else:
+            output.print_records(found, columns.EVENTS, as_json)
 
 
 @app.command()

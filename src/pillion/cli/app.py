@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pillion.cli import account, adapters, billing, chat, instances, jobs, models
+from pillion.cli import account, adapters, billing, chat, events, instances, jobs, models
 from pillion.cli.session import Target
 
 HELP = """Many LoRA adapters on a few running base models.
@@ -28,6 +28,8 @@ ORDER = (
     "instances",
     "models",
     "jobs",
+    "events",
+    "audit",
     "usage",
     "transactions",
     "keys",
@@ -93,3 +95,5 @@ app.command("usage")(account.usage)
 app.command("transactions")(billing.transactions)
 app.add_typer(billing.prices, name="prices")
 app.add_typer(billing.credits, name="credits")
+app.command("events")(events.events)
+app.command("audit")(events.audit)

@@ -8,6 +8,7 @@ from pillion.sdk.types import (
     Adapter,
     AdapterVersion,
     Attachment,
+    AuditRecord,
     EligibleInstance,
     Event,
     Failure,
@@ -78,6 +79,15 @@ ELIGIBLE = [
     Column[EligibleInstance]("eligible", lambda e: e.eligible),
     Column[EligibleInstance]("free", lambda e: None if e.free is None else f"{e.free}/{e.slots}"),
     Column[EligibleInstance]("why_not", lambda e: e.reasons),
+]
+AUDIT = [
+    Column[AuditRecord]("at", lambda r: r.at, moment),
+    Column[AuditRecord]("by", lambda r: r.by),
+    Column[AuditRecord]("action", lambda r: r.action),
+    Column[AuditRecord]("subject", lambda r: r.subject),
+    Column[AuditRecord]("made", lambda r: r.made),
+    Column[AuditRecord]("outcome", lambda r: r.status and f"{r.status} {r.error or ''}".strip()),
+    Column[AuditRecord]("request_id", lambda r: r.request_id),
 ]
 EVENTS = [
     Column[Event]("at", lambda e: e.at, moment),

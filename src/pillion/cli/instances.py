@@ -9,6 +9,7 @@ import typer
 from pillion.cli.options import (
     Engine,
     EngineOptions,
+    Follow,
     GpuCount,
     GpuType,
     InstanceId,
@@ -28,7 +29,6 @@ from pillion.cli.session import session
 
 app = typer.Typer(help="Running base models: launch, watch, stop.", no_args_is_help=True)
 
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is still to come.")]
 WAIT_S = 1800.0
 
 
@@ -168,16 +168,11 @@ def events(
 ) -> None:
     """List what happened to an instance. With --follow, JSON comes one object a line."""
     from pillion.cli import columns, output
+    from pillion.cli import events as events_of
 
     with session(ctx) as client:
         found = client.instances.events(instance, follow=follow, limit=limit)
         if not follow:
             output.print_records(found, columns.EVENTS, as_json)
             return
-        for event in found:
-            if as_json:
-                output.print_line(event.raw)
-            else:
-                typer.echo(
-                    "  ".join((output.utc(event.at) or "", event.kind, output.plain(event.detail or "")))
-                )
+        events_of.print_as_they_come(found, as_json)

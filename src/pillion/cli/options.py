@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print the server's JSON instead of a table.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is still to come.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait; it goes on by itself.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0, help="Wait at most this many seconds.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many. [default: all]")]

@@ -7,9 +7,9 @@ from pathlib import Path
 from pillion.artifacts.store import WEIGHTS
 from pillion.control import attachments, lookup
 from pillion.control.context import Control
-from pillion.control.instances import events_page
+from pillion.control.events import Wanted
 from pillion.control.keys import Principal
-from pillion.control.views import AdapterView, Deleted, EventView, Page
+from pillion.control.views import AdapterView, Deleted, Page
 from pillion.core.errors import AdapterInUseError, NotFoundError
 from pillion.core.names import check_adapter_name
 
@@ -79,12 +79,11 @@ async def delete(control: Control, who: Principal, ref: str, force: bool) -> Del
     return Deleted(row.id, unacknowledged=behind)
 
 
-async def events(
-    control: Control, who: Principal, ref: str, after: str | None, limit: int
-) -> Page[EventView]:
+async def events_of(control: Control, who: Principal, ref: str, newest: bool = False) -> Wanted:
+    """Which events are the adapter's. Raises `NotFoundError`."""
     async with control.db.read() as tx:
         row = await lookup.adapter(tx, who, ref)
-        return await events_page(tx, who, f"adapter:{row.id}", after, limit)
+    return Wanted(f"adapter:{row.id}", newest=newest)
 
 
 async def weights(control: Control, who: Principal, ref: str) -> tuple[Path, str]:

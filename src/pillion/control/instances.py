@@ -10,12 +10,12 @@ import msgspec
 
 from pillion.control import billing, lookup, models
 from pillion.control.context import Control
+from pillion.control.events import Wanted
 from pillion.control.keys import Principal
 from pillion.control.merge import merge
 from pillion.control.plan import spec_of
 from pillion.control.views import (
     ErrorView,
-    EventView,
     InstanceView,
     LoraView,
     Page,
@@ -173,16 +173,11 @@ async def logs(
     return lines()
 
 
-async def events(control: Control, who: Principal, id: int, after: str | None, limit: int) -> Page[EventView]:
+async def events_of(control: Control, who: Principal, id: int, newest: bool = False) -> Wanted:
+    """Which events are the instance's. Raises `NotFoundError`."""
     async with control.db.read() as tx:
         await lookup.instance(tx, who, id)
-        return await events_page(tx, who, f"instance:{id}", after, limit)
-
-
-async def events_page(tx: Tx, who: Principal, subject: str, after: str | None, limit: int) -> Page[EventView]:
-    rows = await tx.events.list(who.account, after=lookup.page_after(after), limit=limit + 1, subject=subject)
-    views = [EventView(e.id, e.at, e.kind, e.subject, e.detail) for e in rows[:limit]]
-    return Page(views, len(rows) > limit, str(views[-1].id) if len(rows) > limit else None)
+    return Wanted(f"instance:{id}", newest=newest)
 
 
 async def _own(tx: Tx, who: Principal, id: int) -> Instance:

@@ -1,8 +1,11 @@
-"""Bytes that nobody needs any more: of adapters that were deleted, of registrations and receptions that broke off."""
+"""What nobody needs any more: bytes of adapters that were deleted, of registrations and receptions that broke off; old
+events, audit rows and logs of jobs.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import structlog
 
@@ -14,13 +17,24 @@ log = structlog.get_logger(__name__)
 EVERY_S = 3600.0
 GRACE_S = 3600.0  # much longer than from bytes in the store to their row in the database
 RECEIVING_S = 86400.0
+BATCH = 1000  # rows at a time: others want to write too
 
 
-async def run(control: Control) -> None:
+@dataclass(frozen=True)
+class Keep:
+    """For how long (seconds); 0 is for ever."""
+
+    events_s: float = 0.0
+    audit_s: float = 0.0
+    job_logs_s: float = 0.0
+
+
+async def run(control: Control, keep: Keep) -> None:
     """Clear now and then, until cancelled."""
     while True:
         try:
             await clear(control)
+            await forget(control, keep)
         except (OSError, UnavailableError) as error:
             log.warning("leftovers_not_cleared", error=str(error))
         await asyncio.sleep(EVERY_S)
@@ -39,3 +53,28 @@ async def clear(control: Control) -> list[str]:
     if gone:
         log.info("artifacts_cleared", digests=gone)
     return gone
+
+
+async def forget(control: Control, keep: Keep) -> dict[str, int]:
+    """Drop what is older than is to be kept; how many rows went."""
+    kept = {"events": keep.events_s, "audit": keep.audit_s, "job_logs": keep.job_logs_s}
+    gone = {what: await _drop(control, what, seconds) for what, seconds in kept.items() if seconds}
+    if any(gone.values()):
+        log.info("old_rows_dropped", rows=gone)
+    return gone
+
+
+async def _drop(control: Control, what: str, seconds: float) -> int:
+    """A few at a time, each in a transaction of its own."""
+    before, dropped = control.clock() - seconds, 0
+    while True:
+        async with control.db.transaction() as tx:
+            drop = {
+                "events": tx.retention.events,
+                "audit": tx.retention.audit,
+                "job_logs": tx.retention.job_logs,
+            }[what]
+            found = await drop(before, BATCH)
+        if not found:
+            return dropped
+        dropped += found

@@ -36,6 +36,7 @@ class Artifacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Days = Annotated[float, msgspec.Meta(ge=0)]
 Hours = Annotated[float, msgspec.Meta(gt=0, le=8760)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Workers = Annotated[int, msgspec.Meta(ge=1, le=256)]
@@ -99,6 +100,14 @@ class Billing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = False
 
 
+class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many days what is told of the past is kept; 0 is for ever. Jobs stay, without their logs."""
+
+    events_days: Days = 90.0
+    audit_days: Days = 365.0
+    job_logs_days: Days = 90.0
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server: Server = Server()
     database: Database = Database()
@@ -107,6 +116,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tiers: Tiers = Tiers()
     auth: Auth = Auth()
     billing: Billing = Billing()
+    retention: Retention = Retention()
     regions: tuple[Region, ...] = ()
     models: tuple[CatalogueModel, ...] = ()
     pools: tuple[Pool, ...] = ()

@@ -31,6 +31,7 @@ from pillion.main.lifetime import Stop
 from pillion.store.database import Database
 
 IMPORTS = 4  # at a time
+DAY_S = 86400.0
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +52,7 @@ async def control(
         holder = f"{_name(config)}:{os.getpid()}:{secrets.token_hex(4)}"
         tasks = [
             asyncio.create_task(ctl.controller.run(), name="controller"),
-            asyncio.create_task(leftovers.run(ctl), name="leftovers"),
+            asyncio.create_task(leftovers.run(ctl, _keep(config)), name="leftovers"),
             asyncio.create_task(Billing(ctl, holder).run(), name="billing"),
             *(
                 asyncio.create_task(
@@ -125,6 +126,11 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
     )
     ctl.controller = Controller(ctl, _name(config))
     return ctl
+
+
+def _keep(config: Config) -> leftovers.Keep:
+    days = config.retention
+    return leftovers.Keep(days.events_days * DAY_S, days.audit_days * DAY_S, days.job_logs_days * DAY_S)
 
 
 def _name(config: Config) -> str:

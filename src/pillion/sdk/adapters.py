@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pillion.sdk import files, waiting
+from pillion.sdk import events, files, waiting
 from pillion.sdk.errors import PillionFailedError
 from pillion.sdk.files import OnBytes
 from pillion.sdk.transport import Transport, segment
@@ -173,8 +173,12 @@ class Adapters:
     def versions(self, ref: str | int) -> Iterator[AdapterVersion]:
         return self._transport.pages(AdapterVersion, _path(ref, "versions"))
 
-    def events(self, ref: str | int, *, limit: int | None = None) -> Iterator[Event]:
-        return self._transport.pages(Event, _path(ref, "events"), limit=limit)
+    def events(self, ref: str | int, *, follow: bool = False, limit: int | None = None) -> Iterator[Event]:
+        """What happened to it; with `follow` also what happens from now on."""
+        path = _path(ref, "events")
+        if follow:
+            return events.followed(self._transport, path, {})
+        return self._transport.pages(Event, path, limit=limit)
 
     def download(
         self, ref: str | int, target: str | Path | None = None, *, on_bytes: OnBytes | None = None

@@ -12,6 +12,7 @@ from pillion.sdk.account import Admin, Keys, OwnAccount, Usage
 from pillion.sdk.adapters import Adapters
 from pillion.sdk.billing import Billing
 from pillion.sdk.chat import Chat
+from pillion.sdk.events import Events
 from pillion.sdk.instances import Instances
 from pillion.sdk.jobs import Jobs
 from pillion.sdk.models import Catalog, Places, RegisteredModels
@@ -53,6 +54,7 @@ class Pillion:
         self.registered_models = RegisteredModels(transport)
         self.places = Places(transport)
         self.jobs = Jobs(transport)
+        self.events = Events(transport)
         self.keys = Keys(transport)
         self.account = OwnAccount(transport)
         self.usage = Usage(transport)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pillion.sdk import streams, waiting
+from pillion.sdk import events, streams, waiting
 from pillion.sdk.transport import Transport, segment
-from pillion.sdk.types import Attachment, Event, Instance, read, read_list
+from pillion.sdk.types import Attachment, Event, Instance, read
 from pillion.sdk.waiting import OnProgress
 
 RUNNING_TIMEOUT_S = 1800.0
@@ -68,15 +68,11 @@ class Instances:
     def events(self, instance: int, *, follow: bool = False, limit: int | None = None) -> Iterator[Event]:
         """What happened to it; with `follow` also what happens from now on."""
         path = _path(instance, "events")
-        if not follow:
-            yield from self._transport.pages(Event, path, limit=limit)
-            return
-        with self._transport.stream("GET", path, params={"follow": "true"}) as response:
-            if streams.streams(response):
-                yield from (read(Event, event) for event in streams.objects(response))
-            else:
-                response.read()
-                yield from read_list(Event, response.json())
+        yield from (
+            events.followed(self._transport, path, {})
+            if follow
+            else self._transport.pages(Event, path, limit=limit)
+        )
 
     def adapters(self, instance: int) -> Iterator[Attachment]:
         return self._transport.pages(Attachment, _path(instance, "adapters"))

@@ -300,6 +300,22 @@ class Event(Record, kw_only=True):
     kind: str = ""
     subject: str = ""
     detail: dict[str, Any] = {}
+    account: str | None = None
+
+
+class AuditRecord(Record, kw_only=True):
+    """Who (`by`: a key, or a member) asked for what. Without a `status` it was not answered, or is not yet."""
+
+    id: int
+    at: float | None = None
+    account: str = ""
+    by: str = ""
+    action: str = ""
+    subject: str = ""
+    made: str | None = None
+    status: int | None = None
+    error: str | None = None
+    request_id: str | None = None
 
 
 class Transaction(Record, kw_only=True):

@@ -58,9 +58,7 @@ class Versions:
         return await self._session.one(statement.order_by(adapter_versions.c.version), AdapterVersion)
 
     async def went_live(self, account: str, adapter_row_id: int, version: int, now: float) -> None:
-        await self._update(
-            account, adapter_row_id, version, live_at=now, error_code=None, error_message=None
-        )
+        await self._update(account, adapter_row_id, version, live_at=now, error_code=None, error_message=None)
 
     async def failed(self, account: str, adapter_row_id: int, version: int, error: Failure | None) -> None:
         """Why it does not go live; None: it is tried anew."""
