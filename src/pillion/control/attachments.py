@@ -206,9 +206,10 @@ async def make_room(
     loads.sort(key=lambda row: (row.created_at, row.id))
     while taken + need > capacity:
         if not loads:
+            here = f"{capacity} slots of instance {instance.id}"
+            how = f"all {here} are held" if need == 1 else f"{taken} of {here} are held, and it needs {need}"
             raise InstanceAtCapacityError(
-                f"model instance at capacity: {'all' if need == 1 else f'{taken} of'} {capacity} slots of instance "
-                f"{instance.id} are held; detach or unpin one, or use another instance."
+                f"model instance at capacity: {how}; detach or unpin one, or use another instance."
             )
         oldest = loads.pop(0)
         taken -= 1 + (oldest.adapter_row_id in canaries)

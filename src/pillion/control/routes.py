@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pillion.control.plan import name_of, spec_of
 from pillion.core import snapshot as wire
 from pillion.core.catalogue import Catalogue
+from pillion.core.names import engine_name
 from pillion.core.replica import Replica, ReplicaStatus
 from pillion.store.rows import ApiKey, Attachment, Instance, RoutedAdapter, SnapshotRows
 
@@ -75,7 +76,15 @@ def _adapter(row: RoutedAdapter, attachments: Iterable[Attachment]) -> wire.Adap
         if None not in expiries
         else None,
         created_at=adapter.created_at,
+        canary=_canary(row),
     )
+
+
+def _canary(row: RoutedAdapter) -> wire.Canary | None:
+    if row.canary is None:
+        return None
+    name = engine_name(row.adapter.id, row.canary.digest)
+    return wire.Canary(row.canary.version, name, row.adapter.canary_share or 0.0)
 
 
 def _instance(
