@@ -12,6 +12,15 @@ from typing import Any
 from aiohttp import web
 
 KEY = "pil_test"
+MEMBER = {"id": "mem_1", "email": "ann@x.org", "name": "Ann", "role": "member", "created_at": 1_700_000_000.0}
+INVITE = {
+    "id": "inv_1",
+    "email": "bob@x.org",
+    "role": "member",
+    "created_by": "key_1",
+    "expires_at": 1_700_000_000.0,
+    "token": "pii_shown_once",
+}
 Run = Callable[..., Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -335,6 +344,18 @@ class FakeApi:
             ("POST", "/v1/jobs/{id}/cancel", always(lambda: job("cancelled", 0.5, "cancelled"))),
             ("GET", "/v1/keys", pages({**SECRET, "key": None})),
             ("POST", "/v1/keys", always(lambda: SECRET, 201)),
+            ("GET", "/v1/keys/{id}", always(lambda: {**SECRET, "key": None})),
+            ("PATCH", "/v1/keys/{id}", always(lambda: {**SECRET, "key": None})),
+            ("GET", "/v1/members", pages(MEMBER)),
+            ("PATCH", "/v1/members/{id}", always(lambda: {**MEMBER, "role": "owner"})),
+            ("DELETE", "/v1/members/{id}", always(lambda: {**MEMBER, "unacknowledged": ["gw-1"]})),
+            ("GET", "/v1/invites", pages({**INVITE, "token": None})),
+            ("POST", "/v1/invites", always(lambda: INVITE, 201)),
+            ("DELETE", "/v1/invites/{id}", always(lambda: deleted)),
+            ("GET", "/v1/admin/accounts/{id}", always(lambda: account)),
+            ("PATCH", "/v1/admin/accounts/{id}", always(lambda: {**account, "unacknowledged": ["gw-1"]})),
+            ("DELETE", "/v1/admin/accounts/{id}", always(lambda: deleted)),
+            ("POST", "/v1/admin/accounts/{id}/invites", always(lambda: INVITE, 201)),
             ("DELETE", "/v1/keys/{id}", always(lambda: {**SECRET, "key": None, "unacknowledged": ["gw-1"]})),
             ("GET", "/v1/account", always(lambda: account)),
             ("PUT", "/v1/account/hf-token", always(lambda: deleted)),

@@ -433,6 +433,48 @@ def test_accounts(run: Run, api: FakeApi) -> None:
     assert api.requests[-1] == ("POST", "/v1/admin/accounts/acc_1/keys", {"name": "first"})
 
 
+def test_limits_of_a_new_key(run: Run, api: FakeApi) -> None:
+    made = run("keys", "create", "ci", "--allow", "10.0.0.0/8", "--allow", "::1", "--spend-limit", "2.5")
+    assert made.exit_code == 0
+    assert api.requests[-1][2] == {"name": "ci", "allow": ["10.0.0.0/8", "::1"], "spend_limit": 2_500_000}
+    assert run("keys", "create", "ci", "--spend-limit", "much").exit_code == 2
+
+
+def test_the_operators_accounts(run: Run, api: FakeApi) -> None:
+    assert "name\tdefault" in run("accounts", "get", "acc_1").stdout
+    for words, change in (
+        (("update", "--name", "acme", "--tier", "shared", "--local-only"), None),
+        (("update", "--not-local-only"), {"local_only": False}),
+        (("suspend",), {"suspended": True}),
+        (("resume",), {"suspended": False}),
+    ):
+        done = run("accounts", words[0], "acc_1", *words[1:])
+        assert done.stderr == "warning: not confirmed yet by gw-1\n"
+        expected = change or {"name": "acme", "tier": "shared", "local_only": True}
+        assert api.requests[-1] == ("PATCH", "/v1/admin/accounts/acc_1", expected)
+    assert run("accounts", "delete", "acc_1").stderr == "deleted acc_1\n"
+    assert run("accounts", "invite", "acc_1", "bob@x.org").stdout == "pii_shown_once\n"
+    wanted = {"email": "bob@x.org", "role": "owner"}
+    assert api.requests[-1] == ("POST", "/v1/admin/accounts/acc_1/invites", wanted)
+
+
+def test_members_and_invites(run: Run, api: FakeApi) -> None:
+    assert run("members", "list").stdout.startswith("mem_1\tann@x.org\tAnn\tmember\t")
+    assert "role\towner" in run("members", "set-role", "mem_1", "owner").stdout
+    assert api.requests[-1] == ("PATCH", "/v1/members/mem_1", {"role": "owner"})
+    assert run("members", "set-role", "mem_1", "boss").exit_code == 2
+    gone = run("members", "remove", "mem_1")
+    assert gone.stderr.splitlines() == [
+        "warning: their keys are not refused yet by gw-1",
+        "removed ann@x.org",
+    ]
+    assert run("invites", "list").stdout.startswith("inv_1\tbob@x.org\tmember\t")
+    assert run("invites", "create", "bob@x.org", "--role", "owner").stdout == "pii_shown_once\n"
+    assert api.requests[-1] == ("POST", "/v1/invites", {"email": "bob@x.org", "role": "owner"})
+    assert run("invites", "revoke", "inv_1").stderr == "withdrew inv_1\n"
+    assert json.loads(run("invites", "revoke", "inv_1", "--json").stdout)["deleted"] is True
+
+
 def test_usage(run: Run, api: FakeApi) -> None:
     assert run("usage", "--window", "7d", "--group-by", "adapter").stdout == "pirate\t3\t42\n"
     assert api.requests[-1][1] == "/v1/usage/summary?window=7d&group_by=adapter"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pillion.cli import team
 from pillion.cli.options import Json, Limit
 from pillion.cli.session import session
 
@@ -49,6 +50,7 @@ Scopes = Annotated[
     list[Scope] | None,
     typer.Option("--scope", help="What it may do; may be repeated. [default: inference]"),
 ]
+AccountId = Annotated[str, typer.Argument(metavar="ACCOUNT", help="The account's id.")]
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="A name to know it by.")]
 
 
@@ -71,10 +73,20 @@ def create_key(
     ] = None,
     requests: Annotated[int | None, typer.Option("--requests", min=1, help="Requests per minute.")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Tokens per minute.")] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", metavar="CIDR", help="Only from there; may be repeated. [default: anywhere]"),
+    ] = None,
+    spend: Annotated[
+        str | None,
+        typer.Option("--spend-limit", metavar="AMOUNT", help="At most so much per calendar month."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a key and print it. It is shown this once."""
     import time
+
+    from pillion.cli import output
 
     with session(ctx) as client:
         made = client.keys.create(
@@ -83,6 +95,8 @@ def create_key(
             expires_at=None if days is None else time.time() + days * 86_400,
             requests_per_minute=requests,
             tokens_per_minute=tokens,
+            allow=allow or None,
+            spend_limit=None if spend is None else output.micros(spend),
         )
         _show_new(made, as_json)
 
@@ -161,10 +175,71 @@ def create_account(
         output.print_record(client.admin.accounts.create(name, tier=tier), columns.ACCOUNTS, as_json)
 
 
+@accounts.command("get")
+def get_any_account(ctx: typer.Context, account: AccountId, as_json: Json = False) -> None:
+    """Show an account, with what it has of its tier's caps."""
+    from pillion.cli import columns, output
+
+    with session(ctx) as client:
+        output.print_record(client.admin.accounts.get(account), columns.ACCOUNTS, as_json)
+
+
+@accounts.command("update")
+def update_account(
+    ctx: typer.Context,
+    account: AccountId,
+    name: Annotated[str | None, typer.Option("--name", help="Another name.")] = None,
+    tier: Annotated[Tier | None, typer.Option("--tier", help="Another tier, with its caps.")] = None,
+    local_only: Annotated[
+        bool | None, typer.Option("--local-only/--not-local-only", help="Never to providers or peers.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Change an account."""
+    wanted = {"name": name, "tier": tier, "local_only": local_only}
+    changes = {key: value for key, value in wanted.items() if value is not None}
+    _change(ctx, account, changes, as_json)
+
+
+@accounts.command("suspend")
+def suspend_account(ctx: typer.Context, account: AccountId, as_json: Json = False) -> None:
+    """Refuse an account's calls and logins. What runs of it runs on."""
+    _change(ctx, account, {"suspended": True}, as_json)
+
+
+@accounts.command("resume")
+def resume_account(ctx: typer.Context, account: AccountId, as_json: Json = False) -> None:
+    """Let a suspended account in again."""
+    _change(ctx, account, {"suspended": False}, as_json)
+
+
+@accounts.command("delete")
+def delete_account(ctx: typer.Context, account: AccountId, as_json: Json = False) -> None:
+    """Delete an account of which nothing runs. What it used and paid stays on the books."""
+    from pillion.cli import output
+
+    with session(ctx) as client:
+        client.admin.accounts.delete(account)
+    _done(f"deleted {account}", {"id": account, "deleted": True}, as_json, output)
+
+
+@accounts.command("invite")
+def invite_to_account(
+    ctx: typer.Context,
+    account: AccountId,
+    email: team.Email,
+    role: team.InviteRole = team.Role.owner,
+    as_json: Json = False,
+) -> None:
+    """Invite an account's first owner, or one who is locked out. Prints the token; it is shown this once."""
+    with session(ctx) as client:
+        team.show_invite(client.admin.accounts.invite(account, email, role=role), as_json)
+
+
 @accounts.command("create-key")
 def create_account_key(
     ctx: typer.Context,
-    account: Annotated[str, typer.Argument(help="The account's id.")],
+    account: AccountId,
     name: KeyName,
     scope: Scopes = None,
     as_json: Json = False,
@@ -195,6 +270,16 @@ def usage(
         for group in groups
     ]
     output.print_rows(titles, rows)
+
+
+def _change(ctx: typer.Context, account: str, changes: dict[str, Any], as_json: bool) -> None:
+    from pillion.cli import columns, output
+
+    with session(ctx) as client:
+        changed = client.admin.accounts.update(account, **changes)
+    if changed.unacknowledged:
+        output.note(f"warning: not confirmed yet by {', '.join(changed.unacknowledged)}")
+    output.print_record(changed, columns.ACCOUNTS, as_json)
 
 
 def _show_new(key: Key, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pillion.cli import account, adapters, billing, chat, events, instances, jobs, models
+from pillion.cli import account, adapters, billing, chat, events, instances, jobs, models, team
 from pillion.cli.session import Target
 
 HELP = """Many LoRA adapters on a few running base models.
@@ -33,6 +33,8 @@ ORDER = (
     "usage",
     "transactions",
     "keys",
+    "members",
+    "invites",
     "account",
     "accounts",
     "prices",
@@ -86,6 +88,8 @@ app.add_typer(instances.app, name="instances")
 app.add_typer(models.app, name="models")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(account.keys, name="keys")
+app.add_typer(team.members, name="members")
+app.add_typer(team.invites, name="invites")
 app.add_typer(account.own, name="account")
 app.add_typer(account.accounts, name="accounts")
 app.command("regions")(models.regions)

@@ -14,8 +14,10 @@ from pillion.sdk.types import (
     Failure,
     GpuType,
     Instance,
+    Invite,
     Job,
     Key,
+    Member,
     Model,
     Price,
     Region,
@@ -160,11 +162,16 @@ KEYS = [
     Column[Key]("scopes", lambda k: k.scopes),
     Column[Key]("created", lambda k: k.created_at, moment),
     Column[Key]("revoked", lambda k: k.revoked_at, moment),
+    Column[Key]("expires", lambda k: k.expires_at, moment),
+    Column[Key]("limits", lambda k: _limits(k)),
+    Column[Key]("by", lambda k: k.created_by),
 ]
 ACCOUNTS = [
     Column[Account]("id", lambda a: a.id),
     Column[Account]("name", lambda a: a.name),
     Column[Account]("tier", lambda a: a.tier),
+    Column[Account]("adapters", lambda a: f"{a.adapters}/{a.max_adapters}" if a.max_adapters else a.adapters),
+    Column[Account]("suspended", lambda a: a.suspended_at, moment),
     Column[Account]("created", lambda a: a.created_at, moment),
 ]
 
@@ -188,6 +195,29 @@ PRICES = [
     Column[Price]("effective", lambda p: p.effective_at, moment),
     Column[Price]("set_by", lambda p: p.source),
 ]
+MEMBERS = [
+    Column[Member]("id", lambda m: m.id),
+    Column[Member]("email", lambda m: m.email),
+    Column[Member]("name", lambda m: m.name),
+    Column[Member]("role", lambda m: m.role),
+    Column[Member]("created", lambda m: m.created_at, moment),
+    Column[Member]("last_login", lambda m: m.last_login_at, moment),
+]
+INVITES = [
+    Column[Invite]("id", lambda i: i.id),
+    Column[Invite]("email", lambda i: i.email),
+    Column[Invite]("role", lambda i: i.role),
+    Column[Invite]("expires", lambda i: i.expires_at, moment),
+]
+
+
+def _limits(key: Key) -> list[str]:
+    return [
+        *([f"{key.requests_per_minute} requests/min"] if key.requests_per_minute is not None else []),
+        *([f"{key.tokens_per_minute} tokens/min"] if key.tokens_per_minute is not None else []),
+        *([f"{money(key.spend_limit)} a month"] if key.spend_limit is not None else []),
+        *([f"from {', '.join(key.allow)}"] if key.allow else []),
+    ]
 
 
 def _how(attachment: Attachment) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pillion.sdk.billing import AdminCredits, AdminPrices
 from pillion.sdk.transport import Transport, segment
-from pillion.sdk.types import Account, Key, UsageEvent, read
+from pillion.sdk.types import Account, Invite, Key, UsageEvent, read
 
 
 class Keys:
@@ -25,16 +25,29 @@ class Keys:
         expires_at: float | None = None,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
+        allow: Sequence[str] | None = None,
+        spend_limit: int | None = None,
     ) -> Key:
-        """A new key. Its text, in `key`, is never shown again. `expires_at`: seconds since the epoch."""
+        """A new key. Its text, in `key`, is never shown again. `expires_at`: seconds since the epoch. `allow`: addresses
+        and CIDRs it may be used from. `spend_limit`: 1e-6 of the currency per calendar month.
+        """
         terms = {
             "scopes": None if scopes is None else [*scopes],
             "expires_at": expires_at,
             "requests_per_minute": requests_per_minute,
             "tokens_per_minute": tokens_per_minute,
+            "allow": None if allow is None else [*allow],
+            "spend_limit": spend_limit,
         }
         wanted = {"name": name, **{term: value for term, value in terms.items() if value is not None}}
         return read(Key, self._transport.send("POST", "/v1/keys", json=wanted))
+
+    def get(self, key: str) -> Key:
+        return read(Key, self._transport.get(f"/v1/keys/{segment(key)}"))
+
+    def update(self, key: str, **changes: Any) -> Key:
+        """Of `name` and what `create` takes but `scopes`; None takes a limit away. Answered as `revoke` is."""
+        return read(Key, self._transport.send("PATCH", f"/v1/keys/{segment(key)}", json=changes))
 
     def revoke(self, key: str) -> Key:
         """Answered when the gateways refuse the key; `unacknowledged` names those that have not said so."""
@@ -91,6 +104,23 @@ class AdminAccounts:
     def create(self, name: str, *, tier: str | None = None) -> Account:
         wanted = {"name": name} if tier is None else {"name": name, "tier": tier}
         return read(Account, self._transport.send("POST", "/v1/admin/accounts", json=wanted))
+
+    def get(self, account: str) -> Account:
+        return read(Account, self._transport.get(f"/v1/admin/accounts/{segment(account)}"))
+
+    def update(self, account: str, **changes: Any) -> Account:
+        """Of `name`, `tier`, `local_only`, `suspended`. Suspended, its calls are refused; what runs of it runs on."""
+        answer = self._transport.send("PATCH", f"/v1/admin/accounts/{segment(account)}", json=changes)
+        return read(Account, answer)
+
+    def delete(self, account: str) -> None:
+        """Refused while anything of it runs. What it used and paid stays on the books."""
+        self._transport.send("DELETE", f"/v1/admin/accounts/{segment(account)}")
+
+    def invite(self, account: str, email: str, *, role: str = "owner") -> Invite:
+        """For its first owner, or one who is locked out."""
+        path = f"/v1/admin/accounts/{segment(account)}/invites"
+        return read(Invite, self._transport.send("POST", path, json={"email": email, "role": role}))
 
     def create_key(self, account: str, name: str, *, scopes: Sequence[str] | None = None) -> Key:
         wanted: dict[str, Any] = {"name": name}

@@ -17,6 +17,7 @@ from pillion.sdk.instances import Instances
 from pillion.sdk.jobs import Jobs
 from pillion.sdk.models import Catalog, Places, RegisteredModels
 from pillion.sdk.settings import settings
+from pillion.sdk.team import Invites, Members
 from pillion.sdk.transport import Transport
 
 
@@ -56,6 +57,8 @@ class Pillion:
         self.jobs = Jobs(transport)
         self.events = Events(transport)
         self.keys = Keys(transport)
+        self.members = Members(transport)
+        self.invites = Invites(transport)
         self.account = OwnAccount(transport)
         self.usage = Usage(transport)
         self.billing = Billing(transport)

@@ -279,6 +279,9 @@ class Key(Record, kw_only=True):
     expires_at: float | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    allow: list[str] = []
+    spend_limit: int | None = None
+    created_by: str | None = None
     unacknowledged: list[str] = []
 
     def __repr__(self) -> str:
@@ -286,10 +289,47 @@ class Key(Record, kw_only=True):
 
 
 class Account(Record, kw_only=True):
+    """It has `adapters` of the `max_adapters` that its tier may have."""
+
     id: str
     name: str = ""
     tier: str = ""
     created_at: float | None = None
+    local_only: bool = False
+    suspended_at: float | None = None
+    adapters: int = 0
+    max_adapters: int | None = None
+    max_adapter_bytes: int | None = None
+    unacknowledged: list[str] = []
+
+
+class Member(Record, kw_only=True):
+    """A person in the account. `role`: owner or member."""
+
+    id: str
+    email: str = ""
+    name: str = ""
+    role: str = ""
+    created_at: float | None = None
+    last_login_at: float | None = None
+    has_password: bool = False
+    unacknowledged: list[str] = []
+
+
+class Invite(Record, kw_only=True):
+    """`token` is given once, when it is made; it is left out of `repr`. `member_id`: whose password it sets anew."""
+
+    id: str
+    email: str = ""
+    role: str = ""
+    created_by: str = ""
+    created_at: float | None = None
+    expires_at: float | None = None
+    member_id: str | None = None
+    token: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Invite(id={self.id!r}, email={self.email!r}, role={self.role!r})"
 
 
 class Event(Record, kw_only=True):

@@ -225,8 +225,9 @@ class Everyone:
     async def adapters_of(self, accounts: Sequence[str]) -> dict[str, int]:
         """How many adapters each of them has; those without any are left out."""
         owner = adapters.c.account_id
-        statement = sa.select(owner, sa.func.count()).where(owner.in_(accounts)).group_by(owner)
-        return {row[0]: int(row[1]) for row in await self._session.run(statement)}
+        statement = sa.select(owner, sa.func.count().label("count")).where(owner.in_(accounts))
+        rows = (await self._session.run(statement.group_by(owner))).mappings()
+        return {row["account_id"]: int(row["count"]) for row in rows}
 
     async def suspended_accounts(self) -> frozenset[str]:
         statement = sa.select(accounts.c.id).where(accounts.c.suspended_at.is_not(None))
