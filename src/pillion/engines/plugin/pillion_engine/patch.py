@@ -51,6 +51,13 @@ RECOGNISED: dict[str, frozenset[str]] = {
     "lora/layers/vocab_parallel_embedding.py": frozenset(
         {"0149f170d227636df382e0fa7680828ed668b8220be1186b5d22b8478212f418"}
     ),
+    "lora/layers/base.py": frozenset({"112fea061687e2eb95880dc1014b0b18291354366fd869da395ee443e5b9f08a"}),
+    "lora/model_manager.py:activate_adapter": frozenset(
+        {"cd365707e9437960402168b0c42582eb7fdd409d31f37240fb643ef6704314e5"}
+    ),
+    "lora/model_manager.py:_deactivate_adapter": frozenset(
+        {"f80fbf43d4d6456c15075a8b8c54de85042e10e222eb618112aa4a78f18ef674"}
+    ),
     "v1/worker/gpu_model_runner.py:_get_prompt_logprobs_dict": frozenset(
         {"da93cf002defeb6b656087a139b589f09bf0bde6d4883af6196956ca62f3f2c6"}
     ),
