@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import structlog
 
-from pillion.control import flips, moves, plan
+from pillion.control import charges, flips, moves, on_demand, plan
 from pillion.control.changes import Changes
 from pillion.control.context import Control
 from pillion.control.failures import Failures
 from pillion.control.grants import Due, Grants
 from pillion.control.groups import Groups
+from pillion.control.on_demand import Permits
 from pillion.control.routes import routes_of
 from pillion.control.runs import RunLog
 from pillion.core.errors import UnavailableError
@@ -44,6 +45,7 @@ class Wishes:
     instances: dict[int, Instance] = field(default_factory=dict)
     attachments: list[Attachment] = field(default_factory=list)
     adapters: dict[int, RoutedAdapter] = field(default_factory=dict)
+    staying: dict[str, RoutedAdapter] = field(default_factory=dict)  # on demand, by public id
 
     def on(self, instance: int) -> list[Attachment]:
         return [a for a in self.attachments if a.instance_id == instance]
@@ -66,6 +68,7 @@ class Controller:
         self._settled_at = 0.0
         self._lease: Lease | None = None
         self._rows: SnapshotRows | None = None
+        self._permits = Permits(b"")
         self._written, self._read_at = -1, 0.0
         self._publishing = asyncio.Lock()
         self.ticked = Changes()
@@ -120,6 +123,9 @@ class Controller:
     async def _read(self) -> SnapshotRows:
         """What is wanted, from the database where it may have changed there: here, or by another control."""
         written, now = self._control.changes.written, asyncio.get_running_loop().time()
+        if not self._permits.key:
+            async with self._control.db.transaction() as tx:
+                self._permits = Permits(await on_demand.key(tx, self._control.choice))
         stale = written != self._written or now - self._read_at >= OBSERVE_S
         if stale or self._rows is None:
             self._rows = await self._control.db.snapshot_rows()
@@ -128,8 +134,9 @@ class Controller:
 
     def _publish(self, rows: SnapshotRows) -> int:
         control = self._control
-        content = routes_of(rows, self._groups.replicas, control.agents.presumed(), control.catalogue)
-        return control.publisher.publish(*content)
+        facts = control.agents.presumed()
+        content = routes_of(rows, self._groups.replicas, facts, control.catalogue, self._permits)
+        return control.publisher.publish(*charges.priced(control, content, rows.prices))
 
     async def _tick(self) -> None:
         try:
@@ -170,6 +177,7 @@ class Controller:
             {instance.id: instance for instance in self._rows.instances},
             self._rows.attachments,
             {found.adapter.row_id: found for found in self._rows.adapters},
+            self._staying(self._rows),
         )
         self._groups.move(plan.groups(self._wishes.instances.values()))
         facts = self._forgive()
@@ -184,6 +192,12 @@ class Controller:
         assert self._lease is not None
         await self._runs.record(self._lease, self._wishes.instances, self._groups.replicas, facts)
         await self._settle_flips()
+
+    def _staying(self, rows: SnapshotRows) -> dict[str, RoutedAdapter]:
+        """Of what replicas have, adapters whose time to live is not over."""
+        facts, now = self._control.agents.facts, self._control.clock()
+        ids = {row.engine_name.partition("@")[0] for status in facts.values() for row in status.adapters}
+        return on_demand.staying((a for a in rows.adapters if a.adapter.id in ids), rows.attachments, now)
 
     async def _hand_over(self) -> None:
         """No version leaves a grant before gateways know that another has taken its place."""
@@ -200,12 +214,19 @@ class Controller:
         settling = asyncio.get_running_loop().time() < self._settled_at
         if settling and plan.strands(here, adapters, held, entries):
             return None  # gateways may not have heard yet what a control before this one decided
-        return Due(
+        again = plan.asked_again(here, adapters, held)
+        due = Due(
             entries,
             settings.drain_s,
             plan.leaving(here, adapters, held, entries, settings.flip_drain_s),
-            self._failures.retry(replica.id),
+            tuple(sorted(again.union(self._failures.retry(replica.id)))),
         )
+        instance = self._wishes.instances.get(replica.instance)
+        if instance is None or (terms := on_demand.terms(instance, self._permits.key)) is None:
+            return due
+        granted = {entry.engine_name for entry in entries}
+        drop = on_demand.dropped(instance, replica, held, granted, self._wishes.staying)
+        return replace(due, on_demand=terms, drop=drop)
 
     def _forgive(self) -> dict[str, ReplicaStatus]:
         """The facts, without failures that were told before and of which the adapter is asked for again."""
@@ -314,6 +335,9 @@ class Controller:
         row = await tx.attachments.get(attachment.account_id, attachment.id, lock=True)
         if row is not None and plan.ended([row], now):
             await tx.attachments.mark_detaching(row.account_id, row.id)
+            left = await tx.attachments.list(row.account_id, adapter_row_id=row.adapter_row_id)
+            if all(other.state == "detaching" or plan.ended([other], now) for other in left):
+                await tx.adapters.ended(row.account_id, row.adapter_row_id, row.expires_at)
             await self._event(tx, row, "attachment_expired", {"instance": row.instance_id}, now)
 
     async def _event(

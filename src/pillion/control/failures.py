@@ -48,12 +48,10 @@ class Failures:
     def forgiven(self, status: ReplicaStatus) -> ReplicaStatus:
         """The facts without what is forgiven."""
 
-        def without(row: Residency) -> Residency:
-            if (status.replica, row.engine_name, row.since) not in self._forgiven:
-                return row
-            return msgspec.structs.replace(row, state="registered", failure=None)
+        def counts(row: Residency) -> bool:
+            return (status.replica, row.engine_name, row.since) not in self._forgiven
 
-        return msgspec.structs.replace(status, adapters=tuple(without(row) for row in status.adapters))
+        return msgspec.structs.replace(status, adapters=tuple(filter(counts, status.adapters)))
 
 
 def failed(engine_name: str, facts: Iterable[ReplicaStatus]) -> set[Failed]:

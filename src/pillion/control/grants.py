@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from pillion.control.agents import Agents, AgentUnreachableError
-from pillion.core.replica import Grant, GrantEntry, Replica
+from pillion.core.replica import Grant, GrantEntry, OnDemand, Replica
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +24,8 @@ class Due:
     drain_deadline_s: float
     leaving: dict[str, float]
     retry: tuple[str, ...] = ()
+    on_demand: OnDemand | None = None
+    drop: tuple[str, ...] = ()
 
 
 class Grants:
@@ -33,7 +35,7 @@ class Grants:
         self._agents = agents
         self._token = 0
         self._sequence = 0
-        self._sent: dict[str, tuple[str, tuple[GrantEntry, ...], dict[str, float]]] = {}
+        self._sent: dict[str, tuple[str, Due]] = {}
 
     def begin(self, token: int) -> None:
         """Under a new lease everything is sent anew."""
@@ -54,17 +56,26 @@ class Grants:
         status = self._agents.facts.get(replica.id)
         if status is None or due is None:
             return None
-        now = (status.agent_epoch, due.entries, due.leaving)  # another life of the agent may have missed some
+        now = (status.agent_epoch, due)  # another life of the agent may have missed some
         if self._sent.get(replica.id) == now and not due.retry:
             return None
         self._sequence += 1
         version = (self._token << SEQUENCE_BITS) + self._sequence
-        grant = Grant(replica.id, version, due.entries, due.drain_deadline_s, due.leaving, due.retry)
+        grant = Grant(
+            replica.id,
+            version,
+            due.entries,
+            due.drain_deadline_s,
+            due.leaving,
+            due.retry,
+            due.on_demand,
+            due.drop,
+        )
         try:
             await self._agents.grant(replica, grant)
         except AgentUnreachableError as error:
             log.warning("grant_not_sent", replica=replica.id, error=str(error))
             self._sent.pop(replica.id, None)
             return None
-        self._sent[replica.id] = now
+        self._sent[replica.id] = (status.agent_epoch, replace(due, retry=()))
         return replica.id

@@ -173,7 +173,8 @@ def attachment_facts(
     """What became of an attachment. `replicas`: those of its instance that must have it; `expected`: how many ought to be.
 
     Wanted are those replicas whose engine runs; before there is one, as many as there ought to be. A replica that was
-    not heard may still hold it, so nothing is gone before all were.
+    not heard may still hold it, so nothing is gone before all were. A load that was `ready` and had to make room on all
+    of them is `registered`.
     """
     name = name_of(adapter)
     statuses = [facts.get(r.id) for r in replicas]
@@ -189,8 +190,24 @@ def attachment_facts(
     wanted = running or expected
     if attachment.state == "detaching":
         return AttachmentFacts("detaching", ready, wanted, None, gone)
-    state: AttachmentState = "failed" if failure else "ready" if running and ready >= wanted else "attaching"
+    evicted = sum(status.ready and row.state == "registered" for status, row in live)
+    state: AttachmentState = "attaching"
+    if failure:
+        state = "failed"
+    elif running and ready >= wanted:
+        state = "ready"
+    elif attachment.state in ("ready", "registered") and evicted and ready + evicted >= wanted:
+        state = "ready" if ready else "registered"
     return AttachmentFacts(state, ready, wanted, failure, gone)
+
+
+def asked_again(
+    attachments: Iterable[Attachment], adapters: Mapping[int, RoutedAdapter], held: Iterable[Residency]
+) -> set[str]:
+    """Engine names that a replica let go to make room, and that were asked for again since."""
+    gone = {row.engine_name for row in held if row.state == "registered"}
+    asked = (adapters.get(a.adapter_row_id) for a in attachments if a.state == "attaching")
+    return {name for found in asked if found is not None for name in _names(found) if name in gone}
 
 
 def running_in(replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus]) -> list[ReplicaStatus]:

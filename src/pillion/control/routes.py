@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from pillion.control.on_demand import Permits, ends, loads, takers
 from pillion.control.plan import name_of, spec_of
 from pillion.core import snapshot as wire
 from pillion.core.catalogue import Catalogue
@@ -17,7 +18,11 @@ Content = tuple[
 
 
 def routes_of(
-    rows: SnapshotRows, replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus], catalogue: Catalogue
+    rows: SnapshotRows,
+    replicas: Iterable[Replica],
+    facts: Mapping[str, ReplicaStatus],
+    catalogue: Catalogue,
+    permits: Permits,
 ) -> Content:
     """Keys by lookup id, models, adapters and instances with the replicas that were heard."""
     keys = {row.lookup: _key(row, rows.suspended) for row in rows.keys}
@@ -27,15 +32,26 @@ def routes_of(
     for attachment in rows.attachments:
         if attachment.state == "detaching":
             continue
-        if attachment.state != "failed" or attachment.ready:  # what failed everywhere is not "being loaded"
+        # What failed or was evicted everywhere is not "being loaded".
+        if attachment.state not in ("failed", "registered") or attachment.ready:
             held.setdefault(attachment.adapter_row_id, []).append(attachment)
     by_instance: dict[int, list[Replica]] = {}
     for replica in replicas:
         by_instance.setdefault(replica.instance, []).append(replica)
+    over = {row.adapter.row_id: ends(row, held.get(row.adapter.row_id, ())) for row in rows.adapters}
+    signed = permits.of(((row, over[row.adapter.row_id]) for row in rows.adapters), takers(rows.instances))
     return (
         keys,
         tuple(models),
-        tuple(_adapter(row, held.get(row.adapter.row_id, ())) for row in rows.adapters),
+        tuple(
+            _adapter(
+                row,
+                held.get(row.adapter.row_id, ()),
+                over[row.adapter.row_id],
+                signed.get(row.adapter.row_id),
+            )
+            for row in rows.adapters
+        ),
         tuple(
             _instance(row, by_instance.get(row.id, ()), facts)
             for row in rows.instances
@@ -58,9 +74,10 @@ def _key(row: ApiKey, suspended: Collection[str]) -> wire.Key:
     )
 
 
-def _adapter(row: RoutedAdapter, attachments: Iterable[Attachment]) -> wire.Adapter:
+def _adapter(
+    row: RoutedAdapter, attachments: Iterable[Attachment], expires_at: float | None, permit: bytes | None
+) -> wire.Adapter:
     adapter = row.adapter
-    expiries = [a.expires_at for a in attachments]
     return wire.Adapter(
         id=adapter.id,
         row_id=adapter.row_id,
@@ -72,10 +89,10 @@ def _adapter(row: RoutedAdapter, attachments: Iterable[Attachment]) -> wire.Adap
         engine_name=name_of(row),
         instances=tuple(sorted(a.instance_id for a in attachments)),
         region=adapter.region,
-        expires_at=max((e for e in expiries if e is not None), default=None)
-        if None not in expiries
-        else None,
+        expires_at=expires_at,
         created_at=adapter.created_at,
+        rank=row.live.rank if row.live else 0,
+        permit=permit,
         canary=_canary(row),
     )
 
@@ -90,9 +107,9 @@ def _canary(row: RoutedAdapter) -> wire.Canary | None:
 def _instance(
     row: Instance, replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus]
 ) -> wire.Instance:
-    spec = spec_of(row)
+    spec, on_demand = spec_of(row), loads(row)
     heard = tuple(
-        _replica(replica, facts[replica.id])
+        _replica(replica, facts[replica.id], on_demand)
         for replica in sorted(replicas, key=lambda r: r.id)
         if replica.id in facts
     )
@@ -105,10 +122,12 @@ def _instance(
         custom_api_path=spec.custom_api_path,
         replicas=heard,
         created_at=row.created_at,
+        on_demand=on_demand,
+        max_rank=spec.lora.max_rank if on_demand else 0,
     )
 
 
-def _replica(replica: Replica, status: ReplicaStatus) -> wire.Replica:
+def _replica(replica: Replica, status: ReplicaStatus, on_demand: bool) -> wire.Replica:
     """Resident is only what the engine confirmed and what was proved effective."""
     return wire.Replica(
         id=replica.id,
@@ -117,4 +136,6 @@ def _replica(replica: Replica, status: ReplicaStatus) -> wire.Replica:
         infer_key=replica.infer_key,
         ready=status.ready and status.engine_url is not None,
         resident=frozenset(a.engine_name for a in status.adapters if a.state == "loaded"),
+        agent_url=replica.agent_url if on_demand else None,
+        load_key=replica.load_key if on_demand else "",
     )
