@@ -93,7 +93,9 @@ class TestStopping:
         assert found(await site.a.get("/v1/instances"))["data"] == []
         assert len(found(await site.a.get("/v1/instances", params={"all": True}))["data"]) == 1
         assert (await site.a.delete(path)).status_code == 202
-        kinds = [e["kind"] for e in found(await site.a.get(f"{path}/events"))["data"]]
+        told = [e["kind"] for e in found(await site.a.get(f"{path}/events"))["data"]]
+        assert told.count("replica_removed") == told.count("replica_added") == 2
+        kinds = [kind for kind in told if kind.startswith("instance_")]
         assert kinds == [
             "instance_launched",
             "instance_running",

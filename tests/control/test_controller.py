@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pillion.control import adapters, attachments, instances, loads
+from pillion.control import adapters, attachments, events, instances, loads
 from pillion.control.context import Control
 from pillion.control.controller import LEASE, LEASE_S
 from pillion.control.groups import BACKOFF_MAX_S, STEADY_S
@@ -69,7 +69,9 @@ class TestInstances:
         await until(control, lambda: instances.get(control, who, made.id), lambda i: i.state == "running")
         fleet.only.crash_engine()
         await until(control, lambda: instances.get(control, who, made.id), lambda i: i.state == "degraded")
-        kinds = [e.kind for e in (await instances.events(control, who, made.id, None, 100)).data]
+        wanted = await instances.events_of(control, who, made.id)
+        told = [e.kind for e in (await events.listing(control, who, wanted, None, 100)).data]
+        kinds = [kind for kind in told if kind.startswith("instance_")]
         states = ["starting", "failed", "running", "degraded"]
         assert kinds == ["instance_launched", *(f"instance_{state}" for state in states)]
 
@@ -204,7 +206,8 @@ class TestAttachments:
         await in_state(control, who, adapter, made.id, "ready")
         (instance,) = (await world.snapshot(control)).instances
         assert instance.replicas[0].resident == {routed.engine_name}
-        kinds = [e.kind for e in (await adapters.events(control, who, adapter.id, None, 100)).data]
+        wanted = await adapters.events_of(control, who, adapter.id)
+        kinds = [e.kind for e in (await events.listing(control, who, wanted, None, 100)).data]
         assert kinds == ["attach_asked", "attachment_ready"]
 
     async def test_detach_ends_only_when_the_engine_has_proved_it(
@@ -471,6 +474,9 @@ class TestLoads:
         assert world.fleets["local"].only.resident == {pinned.id, third.id}
         with pytest.raises(InstanceAtCapacityError):
             await loads.load(control, who, fourth.id, Load())
+        wanted = await adapters.events_of(control, who, loose.id)
+        kinds = [e.kind for e in (await events.listing(control, who, wanted, None, 100)).data]
+        assert kinds == ["load_asked", "attachment_ready", "evicted", "detached"]
 
     async def test_attaching_makes_room_too(self, world: World, control: Control, who: Principal) -> None:
         made = await world.launched(control, who, slots=1)
@@ -507,7 +513,8 @@ class TestLoads:
         world.clock.ahead += 101
         await gone(control, who, adapter, made.id)
         assert world.fleets["local"].only.granted == set()
-        kinds = [e.kind for e in (await adapters.events(control, who, adapter.id, None, 100)).data]
+        wanted = await adapters.events_of(control, who, adapter.id)
+        kinds = [e.kind for e in (await events.listing(control, who, wanted, None, 100)).data]
         assert kinds[-2:] == ["attachment_expired", "detached"]
 
     async def test_a_load_again_gives_it_more_time(

@@ -39,6 +39,13 @@ async def rename(control: Control, who: Principal, ref: str, label: str) -> Adap
         row = await lookup.adapter(tx, who, ref)
         renamed = await tx.adapters.rename(who.account, row.row_id, label, control.clock())
         assert renamed is not None
+        await tx.events.append(
+            who.account,
+            at=control.clock(),
+            kind="adapter_renamed",
+            subject=f"adapter:{row.id}",
+            detail={"by": who.key, "label": label, "before": row.label},
+        )
         view = await lookup.adapter_view(control, tx, renamed)
     control.changes.notify()
     await control.controller.published()

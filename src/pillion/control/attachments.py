@@ -20,6 +20,7 @@ from pillion.core.errors import (
     NotFoundError,
 )
 from pillion.core.launch import InstanceSpec
+from pillion.core.names import Ref
 from pillion.store.rows import Adapter, AdapterVersion, Attachment, Instance
 from pillion.store.transaction import Tx
 
@@ -119,7 +120,7 @@ async def attach_in(
     again = there is not None and (there.hold == "loaded" or there.state == "failed")
     if there is None or again:
         await make_room(control, tx, instance, spec.lora.max_adapters, there, slots_of(adapter))
-    await _event(control, tx, who, "attach_asked", adapter, instance.id)
+    await event(control, tx, who, "attach_asked", adapter, instance.id)
     if there is not None and again:
         return await tx.attachments.renew(
             who.account,
@@ -157,7 +158,7 @@ async def detach(
         if row is None:
             raise NotFoundError(f"adapter {adapter.name!r} is not attached to instance {instance_id}.")
         await tx.attachments.mark_detaching(who.account, row.id, drain_deadline_s=0.0 if force else None)
-        await _event(control, tx, who, "detach_asked", adapter, instance_id)
+        await event(control, tx, who, "detach_asked", adapter, instance_id)
     control.changes.notify()
     behind = await control.controller.published()
     left = await until_gone(control, who, row.id, DETACH_WAIT_S)
@@ -214,6 +215,20 @@ async def make_room(
         oldest = loads.pop(0)
         taken -= 1 + (oldest.adapter_row_id in canaries)
         await tx.attachments.mark_detaching(oldest.account_id, oldest.id)
+        await _evicted(tx, oldest, now)
+
+
+async def _evicted(tx: Tx, row: Attachment, now: float) -> None:
+    """For its owner, who is perhaps another than he whom room is made for."""
+    adapter = await tx.adapters.by_ref(row.account_id, Ref(row_id=row.adapter_row_id))
+    assert adapter is not None
+    await tx.events.append(
+        row.account_id,
+        at=now,
+        kind="evicted",
+        subject=f"adapter:{adapter.id}",
+        detail={"instance": row.instance_id},
+    )
 
 
 async def fits(tx: Tx, adapter: Adapter, instance: Instance) -> InstanceSpec:
@@ -238,7 +253,7 @@ async def fits(tx: Tx, adapter: Adapter, instance: Instance) -> InstanceSpec:
     return spec_of(instance)
 
 
-async def _event(
+async def event(
     control: Control, tx: Tx, who: Principal, kind: str, adapter: Adapter, instance_id: int
 ) -> None:
     await tx.events.append(

@@ -19,6 +19,7 @@ from pillion.control.context import Control
 from pillion.control.failures import Failures
 from pillion.control.grants import Due, Grants
 from pillion.control.groups import Groups
+from pillion.control.notices import Notices
 from pillion.control.on_demand import Permits
 from pillion.control.routes import routes_of
 from pillion.control.runs import RunLog
@@ -61,6 +62,7 @@ class Controller:
         self._grants = Grants(control.agents)
         self._failures = Failures()
         self._runs = RunLog(control, LEASE)
+        self._notices = Notices(control, LEASE)
         self._wishes = Wishes()
         self._flips: list[flips.Flip] = []
         self._turns: frozenset[int] = frozenset()
@@ -168,6 +170,7 @@ class Controller:
             self._grants.begin(self._lease.token)
             self._failures = Failures()
             self._runs.forget()
+            self._notices.forget()
             self._settled_at = asyncio.get_running_loop().time() + SETTLING_S
         return self._lease is not None
 
@@ -188,8 +191,9 @@ class Controller:
         granted = await self._grants.send(self._groups.replicas, self._due)
         for replica in granted:
             self._failures.sent(replica)
-        await self._record(facts)
         assert self._lease is not None
+        await self._notices.record(self._lease, self._wishes.instances, self._groups.replicas, facts)
+        await self._record(facts)
         await self._runs.record(self._lease, self._wishes.instances, self._groups.replicas, facts)
         await self._settle_flips()
 

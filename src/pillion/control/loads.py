@@ -66,6 +66,7 @@ async def unload(
             raise NotFoundError(f"adapter {adapter.name!r} is not loaded there.")
         for row in rows:
             await tx.attachments.mark_detaching(who.account, row.id)
+            await attachments.event(control, tx, who, "unload_asked", adapter, row.instance_id)
     control.changes.notify()
     behind = await control.controller.published()
     left = [await attachments.until_gone(control, who, row.id, attachments.DETACH_WAIT_S) for row in rows]
@@ -151,6 +152,11 @@ async def _hold(
     if there is not None and there.hold == "attached" and there.state != "detaching":
         return there  # it is held more firmly than any load would
     await attachments.make_room(control, tx, instance, capacity, there, attachments.slots_of(adapter))
+    if there is None or there.state in (
+        "failed",
+        "detaching",
+    ):  # else it is held on, perhaps every few seconds
+        await attachments.event(control, tx, who, "load_asked", adapter, instance.id)
     if there is not None:
         return await tx.attachments.renew(
             who.account,
