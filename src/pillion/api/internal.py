@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pillion.control import usage
+from pillion.control import slices, usage
 from pillion.control.context import Control
+from pillion.core.budgets import Ask
 from pillion.core.errors import UnavailableError
 from pillion.core.usage import Demand, Report
 
@@ -72,6 +73,18 @@ async def _limits(control: Control, request: Request) -> Response:
     return _packed(control.shares.told(demand))
 
 
+async def _budgets(control: Control, request: Request) -> Response:
+    """Takes an `Ask`, answers `Given`."""
+    try:
+        ask = msgspec.msgpack.decode(await request.body(), type=Ask)
+    except msgspec.MsgspecError:
+        return Response(status_code=400)
+    try:
+        return _packed(await slices.lease(control, ask))
+    except UnavailableError:
+        return Response(status_code=503)
+
+
 def _packed(answer: msgspec.Struct) -> Response:
     return Response(msgspec.msgpack.encode(answer), media_type="application/msgpack")
 
@@ -80,4 +93,5 @@ _HANDLERS = {
     "/internal/v1/snapshot": _snapshot,
     "/internal/v1/usage": _usage,
     "/internal/v1/limits": _limits,
+    "/internal/v1/budgets": _budgets,
 }

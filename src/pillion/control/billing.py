@@ -12,6 +12,7 @@ import structlog
 
 from pillion.billing.settlement import Settlement, first_hold, settle
 from pillion.billing.tariff import Tariff, Terms
+from pillion.control import slices
 from pillion.control.context import Control
 from pillion.control.plan import spec_of
 from pillion.core.errors import InsufficientBalanceError, UnavailableError
@@ -86,6 +87,9 @@ class Billing:
             found = await tx.runs.bills()
             missing = await tx.runs.without_bill() if control.settings.billing else []
             owing = await tx.runs.owing(int(now // 3600))
+            lapsed = await tx.runs.lapsed(now - slices.GRACE_S)
+        for account in lapsed:
+            await slices.expire(control, account)
         for row in missing:
             await self._settle(await self._begin(row), row)
         for bill, row, runs in found:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from msgspec.structs import replace
+
 from pillion.billing.tariff import Part, Tariff, carried
 from pillion.control.billing import tariff_of
 from pillion.control.context import Control
-from pillion.core.money import ms
+from pillion.control.routes import Content
+from pillion.core.budgets import TokenPrice
+from pillion.core.money import Price, ms
 from pillion.core.usage import Used
 from pillion.store.transaction import Tx
 
@@ -27,6 +31,25 @@ async def charge(control: Control, tx: Tx, spool: str, used: Iterable[Used]) -> 
             parts[one.account].append(part)
     for account in sorted(parts):
         await _owe(tx, account, spool, parts[account])
+
+
+def priced(control: Control, content: Content, prices: Iterable[Price]) -> Content:
+    """What gateways are told of the catalogue's models: with what their tokens cost, where billing is on."""
+    if not control.settings.billing:
+        return content
+    by: dict[str, list[TokenPrice]] = defaultdict(list)
+    for price in sorted(prices, key=lambda price: (price.effective_ms, price.id)):
+        if price.kind == "tokens":
+            by[price.item].append(TokenPrice(price.effective_ms, price.input, price.output))
+    contexts = {model.name: model.options.get("max_model_len") for model in control.catalogue.models}
+    keys, models, *rest = content
+    told = tuple(
+        replace(model, prices=tuple(by[model.name]), context=contexts.get(model.name))
+        if model.account is None
+        else model
+        for model in models
+    )
+    return (keys, told, *rest)  # type: ignore[return-value]
 
 
 def cost_of(tariff: Tariff, used: Used) -> Part | None:

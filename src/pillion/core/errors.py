@@ -77,6 +77,10 @@ class InsufficientBalanceError(PillionError):
     status, code, type = 402, "insufficient_balance", "billing_error"
 
 
+class ModelNotPricedError(PillionError):
+    status, code, type = 402, "model_not_priced", "billing_error"
+
+
 class InsufficientScopeError(PillionError):
     status, code, type = 403, "insufficient_scope", "permission_error"
 
@@ -159,6 +163,15 @@ class AdapterInvalidError(PillionError):
 
 class RateLimitError(PillionError):
     status, code, type = 429, "rate_limit_exceeded", "rate_limit_error"
+
+
+class InsufficientQuotaError(RateLimitError):
+    """Trying again at once cannot help."""
+
+    code = "insufficient_quota"
+
+    def headers(self) -> dict[str, str]:
+        return {**super().headers(), "x-should-retry": "false"}
 
 
 class UnavailableError(PillionError):

@@ -188,6 +188,10 @@ class Routes:
     def key(self, lookup: str) -> Key | None:
         return self._keys.get(lookup)
 
+    def shared_model(self, name: str) -> Model | None:
+        """The catalogue's model of this name."""
+        return self._owned.get(None, self._nothing).models.get(name)
+
     def instance(self, account: str, instance_id: int) -> Instance | None:
         """The account's own or a pool's instance; None for what is unknown and for what is not theirs."""
         instance = self._instances.get(instance_id)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from pillion.core.budgets import TokenPrice
+
 
 class Key(msgspec.Struct, frozen=True):
     """An API key that is not revoked. `digest` as `core.keys.digest`. `allow`: CIDRs; anywhere where there are none.
@@ -26,12 +28,18 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A base or registered model. `account` is None for the catalogue's. `kind` as in the catalogue."""
+    """A base or registered model. `account` is None for the catalogue's. `kind` as in the catalogue.
+
+    `prices`: of its tokens on shared pools, in the order of their instants; None where they are free. `context`: the
+    most tokens that a request and its answer may have, where it is known.
+    """
 
     name: str
     account: str | None
     kind: str
     lora: bool
+    prices: tuple[TokenPrice, ...] | None = None
+    context: int | None = None
 
 
 class Canary(msgspec.Struct, frozen=True):

@@ -26,6 +26,8 @@ from pillion.gateway.body import (
     may_hold_urls,
     read_document,
 )
+from pillion.gateway.budgets import Budgets, Payer
+from pillion.gateway.charges import Charge, most
 from pillion.gateway.cold import Asked, Cold, Outcome, Waiter
 from pillion.gateway.config import Limits
 from pillion.gateway.http import Head
@@ -59,6 +61,7 @@ class Inference:
     metrics: Metrics
     meter: Meter
     rates: RateLimits
+    budgets: Budgets
     clock: Callable[[], float]
     new_id: Callable[[], str]
     random: Callable[[], float]
@@ -91,6 +94,7 @@ class InferenceExchange:
     __slots__ = (
         "_account",
         "_begun",
+        "_charge",
         "_choked",
         "_client",
         "_cold",
@@ -104,6 +108,7 @@ class InferenceExchange:
         "_model",
         "_over",
         "_parts",
+        "_paying",
         "_plan",
         "_ref",
         "_reply",
@@ -141,6 +146,8 @@ class InferenceExchange:
         self._ticket: Ticket | None = None
         self._told_at = 0.0
         self._waiting: Waiter | None = None
+        self._charge: Charge | None = None
+        self._paying: Payer | None = None
         self._cold, self._cold_until = False, 0.0
         self._begun = self._choked = self._over = False
 
@@ -280,6 +287,8 @@ class InferenceExchange:
             candidate = shared.balance.choose(route)
         if candidate is None:
             raise tries.verdict(route)
+        if candidate.instance.account is None and not self._covered(route):
+            return
         if tries.reason is not None:
             shared.metrics.retried(tries.reason)
         plan = self._plan = shared.plans.plan(route, candidate, self._head.path)
@@ -294,6 +303,24 @@ class InferenceExchange:
             self._connect(plan)
         else:
             self._warm_up(plan)
+
+    def _covered(self, route: Route) -> bool:
+        """Whether the most that the request may cost on a shared pool is set aside; else it is, or it fails, later."""
+        if self._charge is None:
+            model = self._in.knowledge.routes().shared_model(route.base)
+            if model is None or model.prices is None:
+                return True
+            self._charge = most(self._head.path, self._size, self._document, model, self._in.clock())
+            self._paying = self._in.budgets.reserve(self._account, self._charge.reserved, self._paid)
+        return self._paying is None
+
+    def _paid(self, refusal: PillionError | None) -> None:
+        self._paying = None
+        if refusal is None:
+            self._again()
+        else:
+            self._charge = None
+            self._fail(refusal)
 
     def _connect(self, plan: Plan) -> None:
         connection = self._in.pool.take(plan.address)
@@ -435,6 +462,12 @@ class InferenceExchange:
         self._over = True
         if self._waiting is not None:
             self._waiting.cancel()
+        if self._paying is not None:
+            self._paying.cancel()
+        elif self._charge is not None:
+            prompt, _, completion = (0, 0, 0) if self._reply is None else self._reply.tokens.counted
+            spent = self._charge.cost(prompt or 0, completion or 0)
+            self._in.budgets.settle(self._account, self._charge.reserved, spent)
         if self._held is not None:
             self._let_go()
         ticket, self._ticket = self._ticket, None

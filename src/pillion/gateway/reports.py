@@ -11,6 +11,7 @@ import aiohttp
 import msgspec
 import structlog
 
+from pillion.core.budgets import Ask, Given
 from pillion.core.usage import Demand, Mark, Report, Shares
 from pillion.gateway.limits import KeyLimits
 from pillion.gateway.spool import Spool
@@ -23,7 +24,7 @@ MAX_PAUSE_S = 5.0
 CALL_S = 30.0
 
 
-Answer = TypeVar("Answer", Mark, Shares)
+Answer = TypeVar("Answer", Mark, Shares, Given)
 
 
 class UntoldError(Exception):
@@ -55,6 +56,10 @@ class ControlLedger:
 
     async def demand(self, demand: Demand) -> Shares:
         return await self._post("limits", demand, Shares)
+
+    async def lease(self, ask: Ask) -> Given:
+        """A slice of an account's balance. Raises `UntoldError`."""
+        return await self._post("budgets", ask, Given)
 
     async def _post(self, path: str, body: msgspec.Struct, answer: type[Answer]) -> Answer:
         data = msgspec.msgpack.encode(body)

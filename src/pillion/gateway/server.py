@@ -22,6 +22,7 @@ from pillion.gateway.app import Gateway
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance, RetryBudget
 from pillion.gateway.body import BodyPolicy
+from pillion.gateway.budgets import Budgets
 from pillion.gateway.cold import AgentLoads, Cold
 from pillion.gateway.config import GatewayConfig, Limits
 from pillion.gateway.feed import ControlSource, SnapshotFeed
@@ -131,8 +132,9 @@ async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, Pool]]
         reports = Reports(ledger, spool, orphans, time.time, random.random)
         meter = Meter(spool, time.time, reports.told)
         rates = KeyLimits(time.time())
+        budgets = Budgets(ledger, spool.id, secrets.token_hex(8), time.time)
         sharing = Sharing(ledger, rates, name, time.time)
-        tasks = [asyncio.ensure_future(task.run()) for task in (feed, reports, sharing)]
+        tasks = [asyncio.ensure_future(task.run()) for task in (feed, reports, sharing, budgets)]
         metrics = Metrics(knowledge, lambda: reports.behind, lambda: sharing.open)
         if config.metrics_dir is not None:
             siblings = Siblings(config.metrics_dir, config.state_dir.name, time.time)
@@ -140,7 +142,7 @@ async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, Pool]]
             tasks.append(asyncio.ensure_future(siblings.run(metrics.own)))
         cold = Cold(AgentLoads(session), knowledge, time.time, metrics.cold_load, config.limits.cold_wait_s)
         try:
-            yield _app(config, knowledge, pool, outbox, metrics, meter, rates, cold), pool
+            yield _app(config, knowledge, pool, outbox, metrics, meter, rates, budgets, cold), pool
         finally:
             pool.close()
             await cold.close()
@@ -162,6 +164,7 @@ def _app(
     metrics: Metrics,
     meter: Meter,
     rates: KeyLimits,
+    budgets: Budgets,
     cold: Cold,
 ) -> Gateway:
     balance = Balance(time.monotonic, random.random)
@@ -183,6 +186,7 @@ def _app(
             metrics=metrics,
             meter=meter,
             rates=rates,
+            budgets=budgets,
             clock=time.time,
             new_id=new_id,
             random=random.random,

@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic.util.exc import CommandError
+from msgspec.structs import replace
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -71,7 +72,7 @@ class Database:
     async def snapshot_rows(self) -> SnapshotRows:
         """All that a routing snapshot needs, in one consistent read."""
         async with self.read() as tx:
-            return await tx.everyone.snapshot_rows()
+            return replace(await tx.everyone.snapshot_rows(), prices=await tx.prices.all())
 
     async def close(self) -> None:
         await self._write.dispose()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from pillion.core.money import Book, Kind
+from pillion.core.money import Book, Kind, Price
 from pillion.core.permissions import Role
 from pillion.core.tiers import Tier
 
@@ -341,6 +341,7 @@ class SnapshotRows(msgspec.Struct, frozen=True):
     attachments: list[Attachment]
     instances: list[Instance]
     suspended: frozenset[str] = frozenset()
+    prices: list[Price] = []
 
 
 class LedgerEntry(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pillion.core.money import Bill, Run
 from pillion.store.rows import Instance
 from pillion.store.session import Session
-from pillion.store.tables import bills, carries, instances, runs
+from pillion.store.tables import bills, carries, instances, runs, slices
 
 CHUNK = 500
 
@@ -90,6 +90,11 @@ class Runs:
             instances.c.account_id.is_not(None),
         )
         return await self._session.all(statement.order_by(instances.c.id), Instance)
+
+    async def lapsed(self, before: float) -> list[str]:
+        """Accounts with slices in gateways' hands that ended at or before this instant."""
+        statement = sa.select(slices.c.account_id).where(slices.c.until <= before)
+        return list((await self._session.run(statement.distinct().order_by(slices.c.account_id))).scalars())
 
     async def pools(self, ids: Collection[int]) -> set[int]:
         """Those of these instances that are shared pools."""
