@@ -41,6 +41,7 @@ class FakeAgent:
     fails: set[str] = field(default_factory=set)
     grants: list[Grant] = field(default_factory=list)
     rows: dict[str, Residency] = field(default_factory=dict)
+    on_demand: set[str] = field(default_factory=set)
     epoch: int = 1
     engine_epoch: int = 1
     revision: int = 1
@@ -71,7 +72,10 @@ class FakeAgent:
             ready=self.ready,
             grant_version=self.grants[-1].version if self.grants else 0,
             slots=self.group.lora.slots,
-            adapters=tuple(self.rows[name] for name in sorted(self.rows)),
+            adapters=tuple(
+                msgspec.structs.replace(self.rows[name], on_demand=name in self.on_demand)
+                for name in sorted(self.rows)
+            ),
             engine={"version": "fake"},
         )
 
@@ -92,12 +96,13 @@ class FakeAgent:
         """Load and unload as the last grant says."""
         grant = self.grants[-1]
         wanted = {entry.engine_name for entry in grant.entries}
+        self.on_demand -= wanted.union(grant.drop)
         for name in list(self.rows):
-            if name not in wanted:
+            if name not in wanted | self.on_demand:
                 del self.rows[name]
         for name in sorted(wanted):
             row = self.rows.get(name)
-            if row is None or (row.state == "failed" and name in grant.retry):
+            if row is None or (row.state in ("failed", "registered") and name in grant.retry):
                 if len(self.rows) >= self.group.lora.slots:
                     continue
                 bad = name in self.fails or name.partition("@")[0] in self.fails

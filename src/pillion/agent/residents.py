@@ -59,6 +59,7 @@ class Residents:
         self._now, self._publish, self._permitted = now, publish, permitted
         self._asks, self._interest = Asks(backoff, now), Interest(slots)
         self._looking: asyncio.Task[None] | None = None
+        self._granting = asyncio.Event()
         self._grant = Grant("", 0, ())
         self._table = Table()
         self._trials: dict[str, _Trials] = {}
@@ -82,6 +83,8 @@ class Residents:
         """
         before = {entry.engine_name for entry in self._grant.entries}
         self._grant = grant
+        self._granting.set()
+        self._granting = asyncio.Event()
         self._asked |= {entry.engine_name for entry in grant.entries if evictable(entry)} - before
         self._asked |= set(grant.retry)
         self._permitted.drop(self._granted())
@@ -101,6 +104,8 @@ class Residents:
         Raises `UnavailableError` (the engine is not up), `NoRoomError`, `LoadFailedError`.
         """
         name = entry.engine_name
+        while name in self._grant.leaving:  # control waits until it is gone before it may come back
+            await self._granting.wait()
         row = self._table.rows.get(name)
         if row is not None and row.state == "failed" and row.failure is not None:
             due = self._trials[name].due - self._now() if name in self._trials else LASTING_S
@@ -388,6 +393,8 @@ class Residents:
 
     def _told(self, name: str) -> Residency:
         row, trial = self._table.rows[name], self._trials.get(name)
+        if name in self._permitted:
+            return msgspec.structs.replace(row, on_demand=True)
         if row.state != "failed" or trial is None:
             return row
         return msgspec.structs.replace(row, retry_at=trial.due)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pillion.control import attachments, lookup
 from pillion.control.context import Control
 from pillion.control.keys import Principal
-from pillion.control.plan import expected_in, spec_of
+from pillion.control.plan import HOLDING, expected_in, spec_of
 from pillion.control.views import AttachmentView, BackendAdapterView, BackendView, ErrorView, Page
 from pillion.core.errors import (
     AdapterInUseError,
     AdapterNotDeployedError,
     NotFoundError,
 )
-from pillion.store.rows import Adapter, Attachment, Instance
+from pillion.core.replica import ReplicaStatus, Residency
+from pillion.store.rows import Adapter, AdapterVersion, Attachment, Instance
 from pillion.store.transaction import Tx
 
 LOAD_WAIT_S = 60.0
+_STATES: dict[str, str] = {"attaching": "loading", "ready": "loaded", "detaching": "evicting"}
+_SHOWN_FIRST = ("failed", "registered", "evicting", "loading", "loaded")
 
 
 @dataclass(frozen=True)
@@ -87,38 +91,58 @@ async def status(control: Control, who: Principal) -> Page[BackendView]:
     async with control.db.read() as tx:
         rows = await tx.instances.list(who.account, pool=True, wanted=True, limit=1000)
         mine = await tx.attachments.list(who.account)
-        adapters = {a.row_id: a for a in await tx.adapters.list(who.account, limit=1000)}
         found = []
         for row in rows:
             lora = spec_of(row).lora
             if not lora.enabled:
                 continue
-            here = [a for a in mine if a.instance_id == row.id]
-            used = len(await tx.everyone.attachments(instance_id=row.id))
-            used += len(await tx.everyone.canaries(row.id))
-            shown = [_shown(control, a, adapters[a.adapter_row_id]) for a in here]
+            facts = _facts(control, row)
+            wished = len(await tx.everyone.attachments(instance_id=row.id))
+            wished += len(await tx.everyone.canaries(row.id))
+            held = (sum(r.state in HOLDING for r in status.adapters) for status in facts)
+            used = min(lora.max_adapters, max([wished, *held]))
+            here = {a.adapter_row_id: a for a in mine if a.instance_id == row.id}
+            shown = await _shown(tx, who, here, facts)
             found.append(
-                BackendView(
-                    row.id, row.model, lora.max_adapters, used, max(0, lora.max_adapters - used), shown
-                )
+                BackendView(row.id, row.model, lora.max_adapters, used, lora.max_adapters - used, shown)
             )
     return Page(found)
 
 
-def _shown(control: Control, row: Attachment, adapter: Adapter) -> BackendAdapterView:
-    used = [
-        resident.last_used
-        for replica in control.controller.replicas_of(row.instance_id)
-        if (facts := control.agents.facts.get(replica.id))
-        for resident in facts.adapters
-        if resident.engine_name.startswith(adapter.id + "@") and resident.last_used is not None
-    ]
-    state = {"attaching": "loading", "ready": "loaded", "detaching": "evicting"}.get(row.state, row.state)
-    error = ErrorView(row.error_code, row.error_message or "") if row.error_code else None
-    held = row.pinned or row.hold == "attached"
-    return BackendAdapterView(
-        adapter.id, adapter.name, state, held, max(used, default=None), row.expires_at, error
-    )
+def _facts(control: Control, instance: Instance) -> list[ReplicaStatus]:
+    replicas = control.controller.replicas_of(instance.id)
+    return [control.agents.facts[r.id] for r in replicas if r.id in control.agents.facts]
+
+
+async def _shown(
+    tx: Tx, who: Principal, wished: Mapping[int, Attachment], facts: Sequence[ReplicaStatus]
+) -> list[BackendAdapterView]:
+    """The caller's, wished for or loaded on demand."""
+    residents = [row for status in facts for row in status.adapters]
+    asked = {row.engine_name.partition("@")[0] for row in residents if row.on_demand}
+    found = []
+    for adapter in await tx.adapters.among(who.account, row_ids=wished.keys(), ids=asked):
+        there = [row for row in residents if row.engine_name.startswith(adapter.id + "@")]
+        version = await lookup.live_version(tx, adapter)
+        found.append(_backend_adapter(adapter, version, wished.get(adapter.row_id), there))
+    return found
+
+
+def _backend_adapter(
+    adapter: Adapter,
+    version: AdapterVersion | None,
+    wish: Attachment | None,
+    there: Sequence[Residency],
+) -> BackendAdapterView:
+    used = max((row.last_used for row in there if row.last_used is not None), default=None)
+    rank = version.rank if version else None
+    if wish is None:
+        state = max((row.state for row in there if row.on_demand), key=_SHOWN_FIRST.index)
+        return BackendAdapterView(adapter.id, adapter.name, state, False, used, None, None, rank, True)
+    state = _STATES.get(wish.state, wish.state)  # type: ignore[assignment]
+    error = ErrorView(wish.error_code, wish.error_message or "") if wish.error_code else None
+    held = wish.pinned or wish.hold == "attached"
+    return BackendAdapterView(adapter.id, adapter.name, state, held, used, wish.expires_at, error, rank)
 
 
 async def _backends(tx: Tx, who: Principal, adapter: Adapter, ids: list[int] | None) -> list[Instance]:

@@ -186,7 +186,8 @@ def attachment_facts(
     running = sum(status.ready for status in heard)
     ready = sum(status.ready and row.state == "loaded" for status, row in live)
     failure = next((row.failure for _, row in live if row.state == "failed" and row.failure), None)
-    gone = len(heard) == len(statuses) and not any(row.state in HOLDING for _, row in rows)
+    holding = any(row.state in HOLDING and not row.on_demand for _, row in rows)
+    gone = len(heard) == len(statuses) and not holding
     wanted = running or expected
     if attachment.state == "detaching":
         return AttachmentFacts("detaching", ready, wanted, None, gone)

@@ -27,6 +27,9 @@ async def end(control: Control, who: Principal, session_key: str) -> tuple[Page[
         versions = [await lookup.live_version(tx, adapter) for adapter in loaded]
         for row, adapter in zip(rows, loaded, strict=True):
             await tx.attachments.mark_detaching(who.account, row.id)
+            others = await tx.attachments.list(who.account, adapter_row_id=row.adapter_row_id)
+            if all(other.state == "detaching" for other in others):
+                await tx.adapters.ended(who.account, row.adapter_row_id, control.clock())
             await tx.events.append(
                 who.account,
                 at=control.clock(),

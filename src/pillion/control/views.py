@@ -329,6 +329,8 @@ class GpuTypeView:
 
 @dataclass(frozen=True)
 class BackendAdapterView:
+    """`on_demand`: it was loaded for requests and may go again, no wish holds it."""
+
     adapter_id: str
     name: str
     state: str
@@ -336,6 +338,8 @@ class BackendAdapterView:
     last_used: float | None
     expires_at: float | None
     error: ErrorView | None
+    rank: int | None = None
+    on_demand: bool = False
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ class Proof(msgspec.Struct, frozen=True):
 class Residency(msgspec.Struct, frozen=True):
     """One version on one replica. `loaded` only after the engine confirmed it and it was proved effective.
 
-    `retry_at`: of one that `failed`, when its agent tries again by itself.
+    `retry_at`: of one that `failed`, when its agent tries again by itself. `on_demand`: a permit brought it, no grant.
     """
 
     engine_name: str
@@ -174,6 +174,7 @@ class Residency(msgspec.Struct, frozen=True):
     load_ms: float | None = None
     last_used: float | None = None
     retry_at: float | None = None
+    on_demand: bool = False
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -64,6 +64,14 @@ class Adapters:
         else:
             same = adapters.c.name == ref.name
         return await self._session.one(sa.select(adapters).where(owned(adapters, account), same), Adapter)
+
+    async def among(
+        self, account: str, *, row_ids: Collection[int] = (), ids: Collection[str] = ()
+    ) -> Sequence[Adapter]:
+        """The account's of these row ids or public ids, by row id."""
+        same = adapters.c.row_id.in_(row_ids) | adapters.c.id.in_(ids)
+        statement = sa.select(adapters).where(owned(adapters, account), same)
+        return await self._session.all(statement.order_by(adapters.c.row_id), Adapter)
 
     async def list(
         self, account: str, *, after: int = 0, limit: int = 100, base: str | None = None, q: str | None = None
