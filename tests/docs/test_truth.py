@@ -38,6 +38,7 @@ VALUES = {
     "database.url": "postgresql://db/pillion",
     "artifacts.url": "file:///somewhere",
     "server.trusted_proxies": "10.0.0.0/8",
+    "oidc.issuer": "https://id.example.com",
 }
 
 

@@ -24,6 +24,7 @@ from pillion.api import (
     logins,
     members,
     models,
+    oidc,
     usage,
     versions,
 )
@@ -114,6 +115,7 @@ def build(control: Control) -> FastAPI:
         billing,
         logins,
         members,
+        oidc,
     ):
         app.include_router(module.router)
 

@@ -24,6 +24,7 @@ from pillion.store.rows import Job
 
 if TYPE_CHECKING:
     from pillion.control.controller import Controller
+    from pillion.control.oidc import Provider
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Control:
     publisher: Publisher
     provisioners: Mapping[str, Provisioner]
     passwords: Passwords = field(default_factory=Passwords)
+    provider: Provider | None = None
     jobs_queued: Changes = field(default_factory=Changes)
     job_ends: dict[str, Callable[[Control, Job], Awaitable[None]]] = field(default_factory=dict)
     controller: Controller = field(init=False)

@@ -77,6 +77,19 @@ class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_hours: Hours = 24.0
 
 
+class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The identity provider that members may log in through; none without an `issuer`.
+
+    `client_secret_env`: the variable that has the secret. `account`: whose member becomes who has no invite.
+    """
+
+    issuer: str = ""
+    client_id: str = ""
+    client_secret_env: str = ""
+    scopes: str = "openid email profile"
+    account: str = ""
+
+
 class Tiers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many adapters an account of each tier may have, and how large each may be."""
 
@@ -115,6 +128,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     tiers: Tiers = Tiers()
     auth: Auth = Auth()
+    oidc: Oidc = Oidc()
     billing: Billing = Billing()
     retention: Retention = Retention()
     regions: tuple[Region, ...] = ()
@@ -214,6 +228,7 @@ def _check(config: Config) -> None:
     """What types cannot say. Raises `ConfigError`."""
     catalogue = config.catalogue()
     _ = config.trusted_proxies
+    _check_oidc(config.oidc)
     if not config.artifacts_url.startswith("file:///"):
         raise ConfigError(f"artifacts.url {config.artifacts_url!r} must be file:///an/absolute/directory")
     _check_names(catalogue)
@@ -223,6 +238,13 @@ def _check(config: Config) -> None:
         _check_pool(pool, catalogue)
     for gpu in catalogue.gpu_types:
         _check_rate(gpu)
+
+
+def _check_oidc(oidc: Oidc) -> None:
+    if oidc.issuer and not oidc.issuer.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+        raise ConfigError(f"oidc.issuer {oidc.issuer!r} must begin with https://")
+    if oidc.issuer and not oidc.client_id:
+        raise ConfigError("oidc.client_id is missing")
 
 
 def _check_names(catalogue: Catalogue) -> None:

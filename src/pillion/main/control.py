@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import secrets
 import socket
@@ -23,9 +24,10 @@ from pillion.control.billing import Billing
 from pillion.control.changes import Changes
 from pillion.control.context import Control, Settings
 from pillion.control.controller import Controller
+from pillion.control.oidc import Provider
 from pillion.control.snapshots import Gateways, Publisher
 from pillion.fleet.local import LocalProvisioner
-from pillion.main.config import Config
+from pillion.main.config import Config, ConfigError
 from pillion.main.files import private_once, write_private
 from pillion.main.lifetime import Stop
 from pillion.store.database import Database
@@ -119,6 +121,7 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
         agents=await stack.enter_async_context(agents(changes)),
         gateways=Gateways(time.time),
         publisher=Publisher(pepper, time.time, secrets.token_hex(8)),
+        provider=_provider(config),
         provisioners={
             region.name: LocalProvisioner(config.data_dir, region.name, config.artifacts_url)
             for region in config.catalogue().regions
@@ -131,6 +134,19 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
 def _keep(config: Config) -> leftovers.Keep:
     days = config.retention
     return leftovers.Keep(days.events_days * DAY_S, days.audit_days * DAY_S, days.job_logs_days * DAY_S)
+
+
+def _provider(config: Config) -> Provider | None:
+    """The identity provider. Raises `ConfigError`."""
+    given = config.oidc
+    if not given.issuer:
+        return None
+    if importlib.util.find_spec("authlib") is None:
+        raise ConfigError("[oidc] needs the package authlib: install pillion[oidc]")
+    secret = os.environ.get(given.client_secret_env, "") if given.client_secret_env else ""
+    if given.client_secret_env and not secret:
+        raise ConfigError(f"oidc.client_secret_env: there is no {given.client_secret_env} in the environment")
+    return Provider(given.issuer, given.client_id, secret, given.scopes, given.account or None)
 
 
 def _name(config: Config) -> str:
