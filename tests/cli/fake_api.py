@@ -242,6 +242,15 @@ class FakeApi:
         except web.HTTPNotFound:
             return error(404, "not_found", f"there is nothing at {request.path}")
 
+    def _add_version(self, made: dict[str, Any]) -> Handler:
+        async def handler(request: web.Request) -> web.Response:
+            if request.content_type == "application/json":
+                body = {"adapter": adapter(1, "pirate"), "job": job("queued", 0.0, "")}
+                return web.json_response(body, status=202)
+            return web.json_response(made, status=201)
+
+        return handler
+
     def _routes(self) -> list[tuple[str, str, Handler]]:
         def always(make: Callable[[], Any], status: int = 200) -> Handler:
             async def handler(_: web.Request) -> web.Response:
@@ -296,7 +305,19 @@ class FakeApi:
             "free": 15,
         }
         full = {**eligible, "instance_id": 2, "eligible": False, "reasons": ["full", "other base"], "free": 0}
-        version = {"version": 1, "digest": "ab" * 32, "live": True, "rank": 8, "alpha": 16.0, "size_bytes": 9}
+        version = {
+            "version": 1,
+            "digest": "ab" * 32,
+            "live": True,
+            "rank": 8,
+            "alpha": 16.0,
+            "size_bytes": 9,
+            "state": "live",
+        }
+        on_its_way = {**version, "live": False, "state": "going_live", "ready": 1, "wanted": 2}
+        why = {"code": "adapter_ineffective", "message": "it changes nothing"}
+        bad = {**version, "version": 2, "live": False, "state": "failed", "error": why}
+        tried = {**on_its_way, "version": 3, "state": "canary", "share": 0.25}
         return [
             ("GET", "/v1/adapters", self._list_adapters),
             ("POST", "/v1/adapters", self._import),
@@ -312,7 +333,12 @@ class FakeApi:
             ("POST", "/v1/adapters/{ref}/unload", pages({**loaded, "state": "detaching"})),
             ("GET", "/v1/adapters/{ref}/eligible-instances", pages(eligible, full)),
             ("GET", "/v1/adapters/{ref}/explain", always(lambda: EXPLAINED)),
-            ("GET", "/v1/adapters/{ref}/versions", pages(version)),
+            ("GET", "/v1/adapters/{ref}/versions", pages(version, bad, tried)),
+            ("POST", "/v1/adapters/{ref}/versions", self._add_version(on_its_way)),
+            ("POST", "/v1/adapters/{ref}/versions/{version}/live", always(lambda: bad, 202)),
+            ("POST", "/v1/adapters/{ref}/rollback", always(lambda: version)),
+            ("PUT", "/v1/adapters/{ref}/canary", always(lambda: tried, 202)),
+            ("DELETE", "/v1/adapters/{ref}/canary", always(lambda: {**bad, "unacknowledged": ["gw_1"]})),
             ("GET", "/v1/adapters/{ref}/events", pages(event)),
             ("GET", "/v1/adapters/{ref}/download", self._download),
             ("GET", "/v1/events", self._events),

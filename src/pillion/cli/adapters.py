@@ -1,4 +1,4 @@
-"""`pillion adapters`: what is registered. How it is served is in `serving`."""
+"""`pillion adapters`: what is registered. How it is served is in `serving`, its versions are in `versions`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pillion.cli import serving
+from pillion.cli import serving, versions
 from pillion.cli.options import Base, BoundRegion, Follow, Json, Limit, NoWait, Ref, Timeout
 from pillion.cli.session import session
 
@@ -134,15 +134,6 @@ def delete(
 
 
 @app.command()
-def versions(ctx: typer.Context, ref: Ref, as_json: Json = False) -> None:
-    """List an adapter's versions; one is live."""
-    from pillion.cli import columns, output
-
-    with session(ctx) as client:
-        output.print_records(client.adapters.versions(ref), columns.VERSIONS, as_json)
-
-
-@app.command()
 def events(
     ctx: typer.Context, ref: Ref, follow: Follow = False, limit: Limit = None, as_json: Json = False
 ) -> None:
@@ -186,4 +177,5 @@ def _show(adapter: Adapter, as_json: bool) -> None:
     output.print_record(adapter, columns.ADAPTER, as_json)
 
 
+versions.add_to(app)
 serving.add_to(app)

@@ -45,7 +45,7 @@ ADAPTER = [
     Column[Adapter]("base", lambda a: a.base_model),
     Column[Adapter]("region", lambda a: a.region),
     Column[Adapter]("state", lambda a: a.state),
-    Column[Adapter]("version", lambda a: a.version),
+    Column[Adapter]("version", lambda a: _version(a)),
     Column[Adapter]("digest", lambda a: a.digest),
     Column[Adapter]("rank", lambda a: a.rank),
     Column[Adapter]("alpha", lambda a: a.alpha),
@@ -58,6 +58,7 @@ ADAPTER = [
 VERSIONS = [
     Column[AdapterVersion]("version", lambda v: v.version),
     Column[AdapterVersion]("live", lambda v: v.live),
+    Column[AdapterVersion]("state", lambda v: _version_state(v)),
     Column[AdapterVersion]("digest", lambda v: v.digest),
     Column[AdapterVersion]("rank", lambda v: v.rank),
     Column[AdapterVersion]("alpha", lambda v: v.alpha),
@@ -218,6 +219,24 @@ def _limits(key: Key) -> list[str]:
         *([f"{money(key.spend_limit)} a month"] if key.spend_limit is not None else []),
         *([f"from {', '.join(key.allow)}"] if key.allow else []),
     ]
+
+
+def _version(adapter: Adapter) -> str | None:
+    if adapter.version is None:
+        return None
+    beside = f", {adapter.wanted_version} going live" if adapter.wanted_version is not None else ""
+    if adapter.canary is not None:
+        beside += f", {adapter.canary.version} gets {adapter.canary.share:.0%}"
+    return f"{adapter.version}{beside}"
+
+
+def _version_state(version: AdapterVersion) -> str:
+    words = version.state.replace("_", " ")
+    if version.share is not None:
+        words += f" {version.share:.0%}"
+    if version.wanted is not None:
+        words += f" {version.ready}/{version.wanted}"
+    return f"{words}: {_why(version.error)}" if version.error else words
 
 
 def _how(attachment: Attachment) -> str:

@@ -173,6 +173,64 @@ class Adapters:
     def versions(self, ref: str | int) -> Iterator[AdapterVersion]:
         return self._transport.pages(AdapterVersion, _path(ref, "versions"))
 
+    def add_version(
+        self,
+        ref: str | int,
+        path: str | Path,
+        *,
+        config: str | Path | None = None,
+        live: bool = True,
+        on_bytes: OnBytes | None = None,
+    ) -> AdapterVersion:
+        """Upload new bytes, as `upload` does. They go live once replicas have them: `wait_live` waits for it."""
+        with files.multipart(files.upload_of(path, config), on_bytes) as parts:
+            body = self._transport.send(
+                "POST", _path(ref, "versions"), params=_live(live), files=parts, timeout=UPLOAD_TIMEOUT_S
+            )
+        return read(AdapterVersion, body)
+
+    def import_version(
+        self, ref: str | int, repo: str, *, revision: str | None = None, live: bool = True
+    ) -> Imported:
+        """Begin to import new bytes from a Hugging Face repo. `client.jobs.wait(imported.job.id)` waits for it."""
+        wanted = _given({"repo": repo, "revision": revision})
+        body = self._transport.send("POST", _path(ref, "versions"), params=_live(live), json=wanted)
+        return read(Imported, body)
+
+    def make_live(self, ref: str | int, version: int) -> AdapterVersion:
+        """Answered when it is live everywhere, or still `going_live`: `wait_live` waits."""
+        return self._version("POST", _path(ref, f"versions/{segment(version)}/live"))
+
+    def rollback(self, ref: str | int) -> AdapterVersion:
+        """Back to the version that was live before, or, while another is going live, to the one that is."""
+        return self._version("POST", _path(ref, "rollback"))
+
+    def set_canary(self, ref: str | int, version: int, share: float) -> AdapterVersion:
+        """Send `share` (0..1) of the requests to this version. It takes a slot more on every replica."""
+        return self._version("PUT", _path(ref, "canary"), {"version": version, "share": share})
+
+    def end_canary(self, ref: str | int) -> AdapterVersion:
+        return self._version("DELETE", _path(ref, "canary"))
+
+    def wait_live(
+        self,
+        ref: str | int,
+        version: int,
+        *,
+        timeout: float = READY_TIMEOUT_S,
+        on_progress: OnProgress | None = None,
+    ) -> AdapterVersion:
+        """The version, once it is live. Raises `PillionFailedError` where it failed or was called off."""
+        return waiting.poll(
+            self._transport,
+            lambda: next(v for v in self.versions(ref) if v.version == version),
+            waiting.version_live,
+            what=f"Version {version} of {ref} going live",
+            timeout=timeout,
+            progress=waiting.version_progress,
+            on_progress=on_progress,
+        )
+
     def events(self, ref: str | int, *, follow: bool = False, limit: int | None = None) -> Iterator[Event]:
         """What happened to it; with `follow` also what happens from now on."""
         path = _path(ref, "events")
@@ -247,6 +305,10 @@ class Adapters:
     def _attached(self, ref: str | int, instance: int) -> Attachment | None:
         return next((a for a in self.get(ref).attachments if a.instance_id == instance), None)
 
+    def _version(self, method: str, path: str, wanted: dict[str, Any] | None = None) -> AdapterVersion:
+        body = self._transport.send(method, path, json=wanted, timeout=READY_TIMEOUT_S)
+        return read(AdapterVersion, body)
+
     def _deployment(self, path: str, wanted: dict[str, Any]) -> Attachment:
         return read(Attachment, self._transport.send("POST", path, json=wanted))
 
@@ -261,6 +323,10 @@ def _path(ref: str | int, action: str | None = None) -> str:
 
 def _force(force: bool) -> dict[str, Any]:
     return {"force": "true" if force else None}
+
+
+def _live(live: bool) -> dict[str, Any]:
+    return {"live": None if live else "false"}
 
 
 def _given(wanted: dict[str, Any]) -> dict[str, Any]:

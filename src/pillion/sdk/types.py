@@ -49,7 +49,16 @@ class Attachment(Record, kw_only=True):
     unacknowledged: list[str] = []
 
 
+class Canary(msgspec.Struct, kw_only=True):
+    """A version that gets `share` (0..1) of the requests."""
+
+    version: int
+    share: float = 0.0
+
+
 class Adapter(Record, kw_only=True):
+    """`version` is live, `wanted_version` going live, `previous_version` what a rollback goes back to."""
+
     id: str
     row_id: int = 0
     name: str = ""
@@ -67,9 +76,17 @@ class Adapter(Record, kw_only=True):
     attachments: list[Attachment] = []
     warnings: list[str] = []
     created_at: float | None = None
+    wanted_version: int | None = None
+    previous_version: int | None = None
+    canary: Canary | None = None
 
 
 class AdapterVersion(Record, kw_only=True):
+    """`state`: live, going_live, canary, failed, former or kept_back. On its way `ready` of `wanted` replicas have it.
+
+    `error`: why it did not go live. `unacknowledged`: gateways that have not heard of it yet.
+    """
+
     version: int
     digest: str | None = None
     live: bool = False
@@ -79,6 +96,13 @@ class AdapterVersion(Record, kw_only=True):
     source: dict[str, Any] = {}
     warnings: list[str] = []
     created_at: float | None = None
+    state: str = ""
+    ready: int | None = None
+    wanted: int | None = None
+    share: float | None = None
+    error: Failure | None = None
+    live_at: float | None = None
+    unacknowledged: list[str] = []
 
 
 class Replica(msgspec.Struct, kw_only=True):

@@ -13,7 +13,7 @@ from pillion.sdk.errors import (
     UnavailableError,
 )
 from pillion.sdk.transport import Transport
-from pillion.sdk.types import Attachment, Failure, Instance, Job
+from pillion.sdk.types import AdapterVersion, Attachment, Failure, Instance, Job
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
@@ -102,6 +102,19 @@ def attachment_ready(attachment: Attachment) -> bool:
         subject = attachment.adapter or attachment.adapter_id
         raise _failed(f"{subject} on instance {attachment.instance_id} {reason}", why)
     return attachment.state == "ready"
+
+
+def version_progress(version: AdapterVersion) -> Progress:
+    return Progress(version.state, version.ready, version.wanted)
+
+
+def version_live(version: AdapterVersion) -> bool:
+    """Raises `PillionFailedError` with the reason where it did not go live, or is not to any more."""
+    if version.state not in ("live", "going_live"):
+        why = version.error
+        reason = why.message if why else "it is not to go live any more"
+        raise _failed(f"Version {version.version} is {version.state}: {reason}", why)
+    return version.state == "live"
 
 
 def job_progress(job: Job) -> Progress:
