@@ -335,6 +335,19 @@ audit = sa.Table(
     sqlite_autoincrement=True,
 )
 
+# Which accounts' rows changed, put down by triggers: so readers need not read all again. No account: the operator's.
+account_changes = sa.Table(
+    "account_changes",
+    metadata,
+    _id(),
+    _text("account_id", null=True),
+    _int("xid"),
+    _time("at"),
+    sa.Index(None, "xid"),
+    sa.Index(None, "at"),
+    sqlite_autoincrement=True,
+)
+
 secrets = sa.Table(
     "secrets",
     metadata,
