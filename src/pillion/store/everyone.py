@@ -85,11 +85,13 @@ class Everyone:
         """Accepted ones, and those that are over, too."""
         return await self._session.one(sa.select(invites).where(invites.c.digest == digest), Invite)
 
-    async def active_keys(self) -> list[ApiKey]:
-        return await self._session.all(sa.select(api_keys).where(api_keys.c.revoked_at.is_(None)), ApiKey)
+    async def active_keys(self, whose: Collection[str | None] | None = None) -> list[ApiKey]:
+        statement = sa.select(api_keys).where(api_keys.c.revoked_at.is_(None), _among(api_keys, whose))
+        return await self._session.all(statement, ApiKey)
 
-    async def models(self) -> list[RegisteredModel]:
-        return await self._session.all(sa.select(registered_models), RegisteredModel)
+    async def models(self, whose: Collection[str | None] | None = None) -> list[RegisteredModel]:
+        statement = sa.select(registered_models).where(_among(registered_models, whose))
+        return await self._session.all(statement, RegisteredModel)
 
     async def instance(self, id: int) -> Instance | None:
         return await self._session.one(sa.select(instances).where(instances.c.id == id), Instance)
@@ -102,17 +104,22 @@ class Everyone:
         statement = sa.select(instances).where(instances.c.wanted == "running")
         return await self._session.all(statement.order_by(instances.c.id), Instance)
 
-    async def unfinished_instances(self) -> list[Instance]:
+    async def unfinished_instances(self, whose: Collection[str | None] | None = None) -> list[Instance]:
         """What a controller has to look at: wanted running, or not yet stopped or failed."""
         ended = instances.c.state.in_(("stopped", "failed"))
-        statement = sa.select(instances).where((instances.c.wanted == "running") | ~ended)
+        unfinished = (instances.c.wanted == "running") | ~ended
+        statement = sa.select(instances).where(unfinished, _among(instances, whose))
         return await self._session.all(statement.order_by(instances.c.id), Instance)
 
     async def attachments(
-        self, *, instance_id: int | None = None, detaching: bool = True
+        self,
+        *,
+        instance_id: int | None = None,
+        detaching: bool = True,
+        whose: Collection[str | None] | None = None,
     ) -> list[Attachment]:
-        """All, or those on an instance; without those that are detaching if told so."""
-        statement = sa.select(attachments).order_by(attachments.c.id)
+        """All, those on an instance, or of these accounts; without those that are detaching if told so."""
+        statement = sa.select(attachments).where(_among(attachments, whose)).order_by(attachments.c.id)
         if instance_id is not None:
             statement = statement.where(attachments.c.instance_id == instance_id)
         if not detaching:
@@ -146,10 +153,10 @@ class Everyone:
         )
         return int(await self._session.value(statement))
 
-    async def routed_adapters(self) -> list[RoutedAdapter]:
-        """All adapters by row id, with their labels and the versions that engines may have to hold."""
-        labels = await self._labels()
-        statement = sa.select(adapters)
+    async def routed_adapters(self, whose: Collection[str | None] | None = None) -> list[RoutedAdapter]:
+        """All adapters, or these accounts', by row id, with their labels and the versions that engines may have to hold."""
+        labels = await self._labels(whose)
+        statement = sa.select(adapters).where(_among(adapters, whose))
         for role in _ROLES:
             of = adapter_versions.alias(role)
             same = (of.c.adapter_row_id == adapters.c.row_id) & (
@@ -211,15 +218,18 @@ class Everyone:
             paged(statement, audit.c.id, after=after, limit=limit, newest=True), AuditRecord
         )
 
-    async def snapshot_rows(self) -> SnapshotRows:
-        """Consistent where the transaction is (`Database.read`)."""
+    async def snapshot_rows(self, whose: Collection[str | None] | None = None) -> SnapshotRows:
+        """Of all accounts, or only of these; None among them is the operator, whose are the pools.
+
+        Consistent where the transaction is (`Database.read`).
+        """
         return SnapshotRows(
-            keys=await self.active_keys(),
-            models=await self.models(),
-            adapters=await self.routed_adapters(),
-            attachments=await self.attachments(),
-            instances=await self.unfinished_instances(),
-            suspended=await self.suspended_accounts(),
+            keys=await self.active_keys(whose),
+            models=await self.models(whose),
+            adapters=await self.routed_adapters(whose),
+            attachments=await self.attachments(whose=whose),
+            instances=await self.unfinished_instances(whose),
+            suspended=await self.suspended_accounts(whose),
         )
 
     async def adapters_of(self, accounts: Sequence[str]) -> dict[str, int]:
@@ -229,8 +239,9 @@ class Everyone:
         rows = (await self._session.run(statement.group_by(owner))).mappings()
         return {row["account_id"]: int(row["count"]) for row in rows}
 
-    async def suspended_accounts(self) -> frozenset[str]:
-        statement = sa.select(accounts.c.id).where(accounts.c.suspended_at.is_not(None))
+    async def suspended_accounts(self, whose: Collection[str | None] | None = None) -> frozenset[str]:
+        among = sa.true() if whose is None else accounts.c.id.in_([id for id in whose if id is not None])
+        statement = sa.select(accounts.c.id).where(accounts.c.suspended_at.is_not(None), among)
         return frozenset((await self._session.run(statement)).scalars())
 
     async def _caller(self, which: sa.ColumnElement[bool]) -> Caller | None:
@@ -255,9 +266,13 @@ class Everyone:
             statement.order_by(members.c.created_at, members.c.id).limit(limit), Member
         )
 
-    async def _labels(self) -> dict[int, list[str]]:
+    async def _labels(self, whose: Collection[str | None] | None) -> dict[int, list[str]]:
         columns = (adapter_labels.c.adapter_row_id, adapter_labels.c.label)
-        statement = sa.select(*columns).order_by(adapter_labels.c.created_at.desc(), adapter_labels.c.label)
+        statement = (
+            sa.select(*columns)
+            .where(_among(adapter_labels, whose))
+            .order_by(adapter_labels.c.created_at.desc(), adapter_labels.c.label)
+        )
         grouped: dict[int, list[str]] = {}
         for row in (await self._session.run(statement)).mappings():
             grouped.setdefault(row["adapter_row_id"], []).append(row["label"])
@@ -267,6 +282,13 @@ class Everyone:
 _ADAPTER_FIELDS = Adapter.__struct_fields__
 _ROLES = ("live", "wanted", "canary")
 _BYTES = ("digest", "rank", "size_bytes")
+
+
+def _among(table: sa.Table, whose: Collection[str | None] | None) -> sa.ColumnElement[bool]:
+    if whose is None:
+        return sa.true()
+    owned = table.c.account_id.in_([id for id in whose if id is not None])
+    return owned | table.c.account_id.is_(None) if None in whose else owned
 
 
 def _routed(row: sa.RowMapping, labels: dict[int, list[str]]) -> RoutedAdapter:

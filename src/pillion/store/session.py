@@ -21,6 +21,10 @@ class Session:
         self._connection = connection
         self._options = {"everyone": everyone}
 
+    @property
+    def dialect(self) -> str:
+        return self._connection.dialect.name
+
     async def run(self, statement: sa.Executable) -> sa.CursorResult[Any]:
         return await self._connection.execute(statement, execution_options=self._options)
 
@@ -48,7 +52,7 @@ class Session:
 
     def insert(self, table: sa.Table) -> postgresql.Insert:
         """An INSERT that knows ON CONFLICT, which both dialects spell the same."""
-        if self._connection.dialect.name == "postgresql":
+        if self.dialect == "postgresql":
             return postgresql.insert(table)
         return sqlite.insert(table)  # type: ignore[return-value]  # the same methods under another class
 

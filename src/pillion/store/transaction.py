@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from pillion.store.account_changes import AccountChanges
 from pillion.store.accounts import Accounts
 from pillion.store.adapters import Adapters
 from pillion.store.attachments import Attachments
@@ -37,6 +38,7 @@ class Tx:
     def __init__(self, connection: AsyncConnection) -> None:
         session = Session(connection)
         self.everyone = Everyone(Session(connection, everyone=True))
+        self.changes = AccountChanges(Session(connection, everyone=True))
         self.accounts = Accounts(session)
         self.keys = Keys(session)
         self.members = Members(session)
