@@ -27,6 +27,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from pillion.api import app as api_app
+from tests.api.people import browser, invited, join
 from tests.api.site import Site, found
 from tests.api.site import site as made_site
 from tests.control.fakes import agent_server
@@ -59,7 +60,8 @@ class Running:
 
 async def state(site: Site) -> dict[str, Any]:
     """All that A has."""
-    paths = ("/v1/adapters", "/v1/instances?all=true", "/v1/registered-models", "/v1/keys", "/v1/account")
+    nouns = ("adapters", "instances?all=true", "registered-models", "keys", "account", "members", "invites")
+    paths = [f"/v1/{noun}" for noun in nouns]
     return {path: found(await site.a.get(path)) for path in paths}
 
 
@@ -70,7 +72,11 @@ async def serve(root: Any, running: Running, ready: threading.Event, stop: threa
         await site.attached(site.a, far["id"], theirs)
         await site.attached(site.b, near["id"], own)
         found(await site.a.post("/v1/registered-models", {"name": f"{SECRET}-model", "source": "hf:x/y"}))
-        running.secrets = {SECRET, theirs["id"], site.a.who.account, site.a.who.key}
+        invite = await invited(site.a, f"{SECRET}-invite@example.com")
+        async with browser(site) as window:
+            member = (await join(site, window, site.a, f"{SECRET}@example.com", "owner"))["member"]
+        foreign = {theirs["id"], site.a.who.account, site.a.who.key, member["id"], invite["id"]}
+        running.secrets = {SECRET, *foreign}
         running.refs = [
             theirs["id"],
             theirs["name"],
@@ -78,6 +84,7 @@ async def serve(root: Any, running: Running, ready: threading.Event, stop: threa
             own["id"],
             "own",
             f"{SECRET}-model",
+            *sorted(foreign),
         ]
         running.ids = [far["id"], near["id"]]
         running.key = site.b.manage.headers["authorization"]

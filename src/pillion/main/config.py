@@ -243,8 +243,6 @@ def _check(config: Config) -> None:
 def _check_oidc(oidc: Oidc) -> None:
     if oidc.issuer and not oidc.issuer.startswith(("https://", "http://127.0.0.1", "http://localhost")):
         raise ConfigError(f"oidc.issuer {oidc.issuer!r} must begin with https://")
-    if oidc.issuer and not oidc.client_id:
-        raise ConfigError("oidc.client_id is missing")
 
 
 def _check_names(catalogue: Catalogue) -> None:

@@ -141,6 +141,8 @@ def _provider(config: Config) -> Provider | None:
     given = config.oidc
     if not given.issuer:
         return None
+    if not given.client_id:
+        raise ConfigError("oidc.client_id is missing")
     if importlib.util.find_spec("authlib") is None:
         raise ConfigError("[oidc] needs the package authlib: install pillion[oidc]")
     secret = os.environ.get(given.client_secret_env, "") if given.client_secret_env else ""
