@@ -298,7 +298,8 @@ async def test_two_controls_at_once_do_no_harm(office: Office, world: World, who
 async def test_a_plan_is_applied_once_and_never_late(office: Office, who: Principal) -> None:
     from pillion.billing.settlement import settle
     from pillion.billing.tariff import Terms
-    from pillion.control.billing import apply, tariff_of
+    from pillion.control.billing import apply
+    from pillion.control.prices import tariff_of
 
     await office.topup(who, 3 * HOLD)
     made = await office.launch(who)

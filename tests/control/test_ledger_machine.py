@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from pillion.control.billing import Billing
 from pillion.control.keys import Principal
 from pillion.core.errors import InsufficientBalanceError
 from pillion.core.usage import Report, Used
+from tests.control import things
 from tests.control.fakes import FakeFleet
 from tests.control.ledger_world import HOUR, RATE, DiedError, Office
 from tests.control.world import World
@@ -51,7 +53,8 @@ def tokens(seq: int, account: str, at: float, prompt: int, completion: int | Non
 async def pool(office: Office) -> None:
     """The first instance, a shared one, and what its tokens cost."""
     async with office.control.db.transaction() as tx:
-        row = await tx.instances.create(None, model="tiny", spec={}, now=office.now)
+        spec = msgspec.to_builtins(things.spec({"local": 1}))
+        row = await tx.instances.create(None, model="tiny", spec=spec, now=office.now)
         assert row.id == POOL
         for at, input, output in ((0.0, 150_001, 600_007), (office.now + 20 * HOUR, 99_999, 1)):
             await tx.prices.add(

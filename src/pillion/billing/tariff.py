@@ -33,6 +33,11 @@ class Part(NamedTuple):
         """In whole 1e-6, rounded up."""
         return -(-self.numerator // self.denominator)
 
+    @property
+    def nanos(self) -> int:
+        """In whole 1e-9 of the currency: to be shown, not to be charged."""
+        return self.numerator * 1000 // self.denominator
+
 
 class Tariff:
     """All prices. What has none is free; `priced` tells whether a model may be charged at all."""

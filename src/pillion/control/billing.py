@@ -11,10 +11,12 @@ import asyncio
 import structlog
 
 from pillion.billing.settlement import Settlement, first_hold, settle
-from pillion.billing.tariff import Tariff, Terms
+from pillion.billing.tariff import Terms
 from pillion.control import slices
+from pillion.control.charges import find_spent_keys
 from pillion.control.context import Control
 from pillion.control.plan import spec_of
+from pillion.control.prices import tariff_of
 from pillion.core.errors import InsufficientBalanceError, UnavailableError
 from pillion.core.launch import InstanceSpec
 from pillion.core.money import HOLD_HOURS, Bill, Transfer, decimal, ms
@@ -28,10 +30,6 @@ EVERY_S = 2.0
 LEASE = "billing"
 LEASE_S = 10.0
 CHECK_S = 3600.0
-
-
-async def tariff_of(tx: Tx) -> Tariff:
-    return Tariff(await tx.prices.all())
 
 
 def terms_of(spec: InstanceSpec) -> Terms:
@@ -69,6 +67,8 @@ class Billing:
         """Until cancelled."""
         while True:
             try:
+                if self._control.settings.billing:
+                    await find_spent_keys(self._control)
                 if await self._lead():
                     await self.step()
             except LeaseLostError:

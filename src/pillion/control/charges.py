@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
 from pillion.billing.tariff import Part, Tariff, carried
-from pillion.control.billing import tariff_of
 from pillion.control.context import Control
+from pillion.control.prices import tariff_of
 from pillion.control.routes import Content
 from pillion.core.budgets import TokenPrice
 from pillion.core.money import Price, ms
@@ -17,24 +18,42 @@ from pillion.core.usage import Used
 from pillion.store.transaction import Tx
 
 
-async def charge(control: Control, tx: Tx, spool: str, used: Iterable[Used]) -> None:
-    """Adds to what accounts owe. In the transaction that takes the events."""
-    used = list(used)
+async def parts(control: Control, tx: Tx, used: Sequence[Used]) -> list[Part | None]:
+    """What each of the requests costs; None for what is free."""
     if not control.settings.billing or not used:
-        return
+        return [None] * len(used)
     pools = await tx.runs.pools({one.instance for one in used})
     tariff = await tariff_of(tx)
-    parts: dict[str, list[Part]] = defaultdict(list)
-    for one in used:
-        part = cost_of(tariff, one) if one.instance in pools else None
+    return [cost_of(tariff, one) if one.instance in pools else None for one in used]
+
+
+async def owe(tx: Tx, spool: str, used: Sequence[Used], parts: Sequence[Part | None]) -> None:
+    """Adds to what accounts owe. In the transaction that takes the events."""
+    by: dict[str, list[Part]] = defaultdict(list)
+    for one, part in zip(used, parts, strict=True):
         if part is not None:
-            parts[one.account].append(part)
-    for account in sorted(parts):
-        await _owe(tx, account, spool, parts[account])
+            by[one.account].append(part)
+    for account in sorted(by):
+        await _owe(tx, account, spool, by[account])
+
+
+def month_of(now: float) -> float:
+    """When its month began (UTC)."""
+    at = datetime.fromtimestamp(now, UTC)
+    return datetime(at.year, at.month, 1, tzinfo=UTC).timestamp()
+
+
+async def find_spent_keys(control: Control) -> None:
+    """Looks for keys whose spend limit for the month is reached."""
+    async with control.db.read() as tx:
+        spent = await tx.intake.spent_keys(month_of(control.clock()))
+    if spent != control.spent_keys:
+        control.spent_keys = spent
+        control.changes.notify()
 
 
 def priced(control: Control, content: Content, prices: Iterable[Price]) -> Content:
-    """What gateways are told of the catalogue's models: with what their tokens cost, where billing is on."""
+    """What gateways are told: with what the tokens of the catalogue's models cost, and which keys have spent enough."""
     if not control.settings.billing:
         return content
     by: dict[str, list[TokenPrice]] = defaultdict(list)
@@ -49,6 +68,11 @@ def priced(control: Control, content: Content, prices: Iterable[Price]) -> Conte
         else model
         for model in models
     )
+    if control.spent_keys:
+        keys = {
+            lookup: replace(key, spent=True) if key.id in control.spent_keys else key
+            for lookup, key in keys.items()
+        }
     return (keys, told, *rest)  # type: ignore[return-value]
 
 

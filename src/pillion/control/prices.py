@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pillion.billing.tariff import Tariff
 from pillion.control.billing_views import PriceView
 from pillion.control.context import Control
 from pillion.control.keys import Principal
@@ -25,6 +26,10 @@ async def ensure(control: Control) -> None:
                 await tx.prices.add(
                     "gpu_hour", gpu.name, hourly=rate, effective_ms=ms(now), source=CONFIG, now=now
                 )
+
+
+async def tariff_of(tx: Tx) -> Tariff:
+    return Tariff(await tx.prices.all())
 
 
 async def listing(control: Control) -> Page[PriceView]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from pillion.control.charges import charge
+from pillion.control import charges
 from pillion.control.context import Control
 from pillion.core.usage import Incident, Mark, Report, Used
 
@@ -27,8 +27,9 @@ async def take(control: Control, report: Report) -> Mark:
         if fresh and fresh[0].seq == mark + 1:
             mark = fresh[-1].seq
             used = [told for told in fresh if isinstance(told, Used)]
-            await tx.intake.add(report.spool, used, mark, now)
-            await charge(control, tx, report.spool, used)
+            parts = await charges.parts(control, tx, used)
+            await tx.intake.add(report.spool, used, mark, now, [part.nanos if part else 0 for part in parts])
+            await charges.owe(tx, report.spool, used, parts)
             for told in fresh:
                 if isinstance(told, Incident):
                     await tx.events.append(

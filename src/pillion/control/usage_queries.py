@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Literal
 
+from pillion.control.charges import month_of
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.lookup import page_after
 from pillion.control.views import Coverage, Page, UsageEventView, UsageSnapshot, UsageSummary, UsageSumView
+from pillion.control.wallets import wallet_view
 from pillion.store.rows import UsageSum
 from pillion.store.transaction import Tx
 from pillion.store.usage import Group
@@ -78,6 +80,9 @@ async def snapshot(control: Control, who: Principal) -> UsageSnapshot:
         by_model = await tx.usage.sums(who.account, since=since, until=until, group="model")
         by_day = await tx.usage.sums(who.account, since=since, until=until, group="day")
         by_adapter = await tx.usage.sums(who.account, since=since, until=until, group="adapter")
+        paid = await tx.ledger.spent(who.account, since=since, until=until)
+        by_date = await tx.ledger.spent(who.account, since=since, until=until, by_day=True)
+        wallet = await tx.ledger.wallet(who.account)
     total = _total(by_model)
     through = _total([one for one in by_adapter if one.group])
     return UsageSnapshot(
@@ -90,14 +95,17 @@ async def snapshot(control: Control, who: Principal) -> UsageSnapshot:
             requests=_share(through.requests, total.requests),
             tokens=_share(through.total_tokens, total.total_tokens),
         ),
+        wallet=wallet_view(control, wallet),
+        paid=sum(paid.values()),
+        paid_by_model=paid,
+        paid_by_day={_date(day): amount for day, amount in sorted(by_date.items())},
     )
 
 
 def since_of(window: Window, until: float) -> float:
     """When the window begins, in seconds since the epoch; a month at its first midnight, UTC."""
     if window == "month":
-        now = datetime.fromtimestamp(until, UTC)
-        return datetime(now.year, now.month, 1, tzinfo=UTC).timestamp()
+        return month_of(until)
     return until - _DAYS[window] * DAY_S
 
 
@@ -112,7 +120,7 @@ async def _names(tx: Tx, who: Principal, group: Group) -> dict[str, str]:
 def _view(one: UsageSum, group: Group, names: dict[str, str]) -> UsageSumView:
     label = one.group
     if group == "day":
-        label = datetime.fromtimestamp(int(one.group) * DAY_S, UTC).date().isoformat()
+        label = _date(one.group)
     return UsageSumView(
         group=label,
         name=names.get(one.group),
@@ -122,13 +130,20 @@ def _view(one: UsageSum, group: Group, names: dict[str, str]) -> UsageSumView:
         cached_tokens=one.cached_tokens,
         completion_tokens=one.completion_tokens,
         total_tokens=one.prompt_tokens + one.completion_tokens,
+        cost=one.cost // 1000,
     )
 
 
 def _total(groups: list[UsageSum]) -> UsageSumView:
     fields = ("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens")
     sums = {name: sum(getattr(one, name) for one in groups) for name in fields}
-    return UsageSumView("", None, **sums, total_tokens=sums["prompt_tokens"] + sums["completion_tokens"])
+    cost = sum(one.cost for one in groups) // 1000
+    total = sums["prompt_tokens"] + sums["completion_tokens"]
+    return UsageSumView("", None, **sums, total_tokens=total, cost=cost)
+
+
+def _date(day: str) -> str:
+    return datetime.fromtimestamp(int(day) * DAY_S, UTC).date().isoformat()
 
 
 def _share(part: int, whole: int) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
+from pillion.control.billing_views import WalletView
+
 T = TypeVar("T")
 
 
@@ -242,7 +244,10 @@ class UsageEventView:
 
 @dataclass(frozen=True)
 class UsageSumView:
-    """`group` as asked for: a base model, an adapter's id ("" for bases), a key's id, a day. `name`: what it is called."""
+    """`group` as asked for: a base model, an adapter's id ("" for bases), a key's id, a day. `name`: what it is called.
+
+    `cost`: of tokens on shared pools, in 1e-6 of the currency.
+    """
 
     group: str
     name: str | None
@@ -252,6 +257,7 @@ class UsageSumView:
     cached_tokens: int
     completion_tokens: int
     total_tokens: int
+    cost: int = 0
 
 
 @dataclass(frozen=True)
@@ -275,12 +281,18 @@ class Coverage:
 
 @dataclass(frozen=True)
 class UsageSnapshot:
+    """`paid`: what was posted since the month began, for GPUs' time and for tokens, in 1e-6 of the currency."""
+
     since: float
     until: float
     total: UsageSumView
     by_model: list[UsageSumView]
     by_day: list[UsageSumView]
     adapter_coverage: Coverage
+    wallet: WalletView
+    paid: int
+    paid_by_model: dict[str, int]
+    paid_by_day: dict[str, int]
     object: Literal["billing_snapshot"] = "billing_snapshot"
 
 

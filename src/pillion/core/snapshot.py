@@ -13,7 +13,7 @@ from pillion.core.budgets import TokenPrice
 class Key(msgspec.Struct, frozen=True):
     """An API key that is not revoked. `digest` as `core.keys.digest`. `allow`: CIDRs; anywhere where there are none.
 
-    `suspended`: its account is.
+    `suspended`: its account is. `spent`: its limit of the month is reached.
     """
 
     id: str
@@ -25,6 +25,7 @@ class Key(msgspec.Struct, frozen=True):
     tokens_per_minute: int | None = None
     allow: tuple[str, ...] = ()
     suspended: bool = False
+    spent: bool = False
 
 
 class Model(msgspec.Struct, frozen=True):

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 
-from pillion.core.errors import InvalidRequestError, PillionError, RequestTooLargeError
+from pillion.core.errors import (
+    InsufficientQuotaError,
+    InvalidRequestError,
+    PillionError,
+    RequestTooLargeError,
+)
 from pillion.core.routing import Candidate, Route, may_load
 from pillion.core.snapshot import Key
 from pillion.gateway import headers, http
@@ -310,6 +315,8 @@ class InferenceExchange:
             model = self._in.knowledge.routes().shared_model(route.base)
             if model is None or model.prices is None:
                 return True
+            if self._key.spent:
+                raise InsufficientQuotaError("This API key's spend limit for this month is reached.")
             self._charge = most(self._head.path, self._size, self._document, model, self._in.clock())
             self._paying = self._in.budgets.reserve(self._account, self._charge.reserved, self._paid)
         return self._paying is None

@@ -136,7 +136,7 @@ class UsageEvent(msgspec.Struct, frozen=True):
 
 
 class UsageSum(msgspec.Struct, frozen=True):
-    """What a group of requests used. `group` is empty for all of them."""
+    """What a group of requests used. `group` is empty for all of them. `cost`: in 1e-9 of the currency."""
 
     group: str
     requests: int
@@ -144,6 +144,7 @@ class UsageSum(msgspec.Struct, frozen=True):
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    cost: int = 0
 
 
 class RegisteredModel(msgspec.Struct, frozen=True):

@@ -411,7 +411,8 @@ usage_events = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# Sums of `usage_events` by the hour, written with them. `adapter_id` is "" and `adapter_version` 0 for a base.
+# Sums of `usage_events` by the hour, written with them. `adapter_id` is "" and `adapter_version` 0 for a base. `cost`: in
+# 1e-9 of the currency.
 usage_hours = sa.Table(
     "usage_hours",
     metadata,
@@ -427,6 +428,7 @@ usage_hours = sa.Table(
     _int("prompt_tokens"),
     _int("cached_tokens"),
     _int("completion_tokens"),
+    sa.Column("cost", Int, nullable=False, server_default="0"),
 )
 
 # Never changed, only added. Instants are milliseconds, amounts 1e-6 of the currency.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -10,12 +11,12 @@ import sqlalchemy as sa
 from pillion.core.usage import Used
 from pillion.store.rows import UsageEvent, UsageSum
 from pillion.store.session import Session, owned
-from pillion.store.tables import usage_events, usage_hours, usage_spools
+from pillion.store.tables import api_keys, usage_events, usage_hours, usage_spools
 
 HOUR_S = 3600
 Sums = list[UsageSum]
 Group = Literal["model", "adapter", "key", "day", "instance"]
-_SUMS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
+_SUMS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens", "cost")
 _KEY = (
     "account_id",
     "hour",
@@ -41,15 +42,29 @@ class Intake:
         statement = sa.select(usage_spools.c.mark).where(usage_spools.c.spool == spool)
         return int(await self._session.value(statement.with_for_update()))
 
-    async def add(self, spool: str, used: Sequence[Used], mark: int, now: float) -> None:
-        """Events that are not in yet, and the mark they bring the spool to."""
+    async def add(
+        self, spool: str, used: Sequence[Used], mark: int, now: float, costs: Sequence[int] = ()
+    ) -> None:
+        """Events that are not in yet, and the mark they bring the spool to. `costs`: of each, in 1e-9 of the currency."""
         if used:
             await self._session.run(self._session.insert(usage_events).values([_row(spool, u) for u in used]))
-            statement = self._session.insert(usage_hours).values(list(_hours(used).values()))
+            statement = self._session.insert(usage_hours).values(list(_hours(used, costs).values()))
             more = {name: usage_hours.c[name] + statement.excluded[name] for name in _SUMS}
             await self._session.run(statement.on_conflict_do_update(index_elements=list(_KEY), set_=more))
         moved = sa.update(usage_spools).where(usage_spools.c.spool == spool)
         await self._session.run(moved.values(mark=mark, updated_at=now))
+
+    async def spent_keys(self, since: float) -> frozenset[str]:
+        """Keys with a spend limit that is reached by what they cost in the hours from `since` on."""
+        of = (usage_hours.c.account_id == api_keys.c.account_id) & (usage_hours.c.key_id == api_keys.c.id)
+        statement = (
+            sa.select(api_keys.c.id)
+            .join(usage_hours, of)
+            .where(api_keys.c.spend_limit.is_not(None), usage_hours.c.hour >= int(since // HOUR_S))
+            .group_by(api_keys.c.id, api_keys.c.spend_limit)
+            .having(sa.func.sum(usage_hours.c.cost) >= api_keys.c.spend_limit * 1000)
+        )
+        return frozenset((await self._session.run(statement)).scalars())
 
 
 class Usage:
@@ -95,7 +110,7 @@ class Usage:
         return [UsageSum(str(row["group"]), *(int(row[name]) for name in _ORDER)) for row in found]
 
 
-_ORDER = ("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens")
+_ORDER = ("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens", "cost")
 
 
 def _groups() -> dict[str, sa.ColumnElement[Any]]:
@@ -134,9 +149,10 @@ def _row(spool: str, used: Used) -> dict[str, Any]:
     }
 
 
-def _hours(used: Sequence[Used]) -> dict[tuple[Any, ...], dict[str, Any]]:
+def _hours(used: Sequence[Used], costs: Sequence[int]) -> dict[tuple[Any, ...], dict[str, Any]]:
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for one in used:
+    for one, cost in zip_longest(used, costs, fillvalue=0):
+        assert isinstance(one, Used)
         outcome = "ok" if one.status.startswith("2") else "lost" if one.status == "lost" else "error"
         key = (
             one.account,
@@ -153,4 +169,5 @@ def _hours(used: Sequence[Used]) -> dict[tuple[Any, ...], dict[str, Any]]:
         row["prompt_tokens"] += one.prompt_tokens or 0
         row["cached_tokens"] += one.cached_tokens or 0
         row["completion_tokens"] += one.completion_tokens or 0
+        row["cost"] += cost
     return found

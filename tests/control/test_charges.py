@@ -1,0 +1,91 @@
+"""What requests cost: shown with usage, told to gateways, limited by key."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from msgspec.structs import replace
+
+from pillion.control import charges, keys, usage, usage_queries
+from pillion.control.context import Control
+from pillion.control.keys import Principal, Terms
+from pillion.core.usage import Report
+from tests.control.ledger_world import HOUR, RATE, Office
+from tests.control.test_ledger_machine import pool, tokens
+from tests.control.world import World
+
+
+@pytest.fixture
+async def control(world: World) -> AsyncIterator[Control]:
+    world.clock.began = 1_699_999_210.0  # soon after an hour began
+    async with world.control(run=False) as made:
+        yield made
+
+
+@pytest.fixture
+async def office(world: World, control: Control) -> Office:
+    made = Office(world, control)
+    await pool(made)
+    await made.price(RATE)
+    return made
+
+
+async def test_costs_are_summed_with_usage(office: Office, control: Control, who: Principal) -> None:
+    await office.topup(who, 10**7)
+    cached = replace(tokens(1, who.account, office.now, 1000, 100), adapter="adp_1", version=1)
+    await usage.take(control, Report("s", 1, (cached, tokens(2, who.account, office.now, 10, None))))
+    cost = (150_001 * 1010 + 600_007 * 100) // 1_000_000
+    found = await usage_queries.summary(control, who, "24h", "adapter")
+    assert found.total.cost == cost
+    assert [(one.group, one.cost) for one in found.data] == [("", 1), ("adp_1", cost - 1)]
+    snapshot = await usage_queries.snapshot(control, who)
+    assert (snapshot.wallet.enabled, snapshot.wallet.available, snapshot.wallet.owed) == (True, 10**7, cost)
+    assert (snapshot.total.cost, snapshot.paid) == (cost, 0)
+    office.world.clock.ahead += HOUR
+    await office.billing.step()
+    snapshot = await usage_queries.snapshot(control, who)
+    assert (snapshot.wallet.available, snapshot.wallet.owed, snapshot.paid) == (10**7 - cost, 0, cost)
+    assert snapshot.paid_by_model == {"tiny": cost}
+    assert snapshot.paid_by_day == {"2023-11-14": cost}
+
+
+async def test_with_billing_off_nothing_costs(office: Office, control: Control, who: Principal) -> None:
+    office.bill(False)
+    await usage.take(control, Report("s", 1, (tokens(1, who.account, office.now, 1000, 100),)))
+    found = await usage_queries.summary(control, who, "24h", "model")
+    assert (found.total.cost, found.total.total_tokens) == (0, 1100)
+    assert (await world_models(office))["tiny"] is None
+
+
+async def world_models(office: Office) -> dict[str, object]:
+    snapshot = await office.world.snapshot(office.control)
+    return {
+        model.name: model.prices and [(p.input, p.output) for p in model.prices] for model in snapshot.models
+    }
+
+
+async def test_gateways_are_told_prices(office: Office) -> None:
+    found = await world_models(office)
+    assert found["tiny"] == [(150_001, 600_007), (99_999, 1)]
+    assert found["other"] == ()
+
+
+async def test_a_key_that_spent_its_limit_is_told_to_gateways_until_the_month_is_over(
+    office: Office, control: Control, who: Principal
+) -> None:
+    made = await keys.mint(control, who.account, "k", ["inference"], Terms(spend_limit=500))
+    free = await keys.mint(control, who.account, "free", ["inference"])
+
+    async def spent() -> list[bool]:
+        await charges.find_spent_keys(control)
+        by_id = {key.id: key.spent for key in (await office.world.snapshot(control)).keys.values()}
+        return [by_id[made.id], by_id[free.id]]
+
+    for seq, prompt, over in ((1, 3000, False), (2, 334, True)):
+        for spool, key in (("a", made.id), ("b", free.id)):
+            event = replace(tokens(seq, who.account, office.now, prompt, 0), key=key)
+            await usage.take(control, Report(spool, 1, (event,)))
+        assert await spent() == [over, False]
+    office.world.clock.ahead += 31 * 24 * HOUR
+    assert await spent() == [False, False]
