@@ -59,7 +59,7 @@ VERSIONS = [
     Column[AdapterVersion]("version", lambda v: v.version),
     Column[AdapterVersion]("live", lambda v: v.live),
     Column[AdapterVersion]("state", lambda v: _version_state(v)),
-    Column[AdapterVersion]("digest", lambda v: v.digest),
+    Column[AdapterVersion]("digest", lambda v: v.digest, lambda digest: str(digest)[:12]),
     Column[AdapterVersion]("rank", lambda v: v.rank),
     Column[AdapterVersion]("alpha", lambda v: v.alpha),
     Column[AdapterVersion]("size", lambda v: v.size_bytes, size),
