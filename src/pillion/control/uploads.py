@@ -50,6 +50,7 @@ class Upload:
             row = await registration.first_version(control, tx, row, stored, {"upload": True})
             view = await lookup.adapter_view(control, tx, row)
         control.changes.notify()
+        await control.controller.published()  # where it loads on demand it may be called at once
         return view
 
     async def add_version(self, ref: str, fields: dict[str, str], live: bool) -> tuple[VersionView, bool]:
