@@ -6,6 +6,7 @@ from typing import Any
 
 from pillion.control import pools
 from pillion.core.catalogue import Pool
+from tests import adapter_files
 from tests.api.site import Site, found, refused
 from tests.api.site import site as made_site
 from tests.control.world import World, holds, until
@@ -65,3 +66,20 @@ async def test_on_a_pool_nothing_of_others_shows(world: World) -> None:
         told = await explained(site, mine["id"])
         assert [place["wish"] for place in told["places"]] == ["on_demand"]
         assert theirs["id"] not in str(told)
+
+
+async def test_a_version_on_its_way_says_how_far_it_is(site: Site) -> None:
+    made, adapter = await site.running(), await site.a.adapter()
+    await site.attached(site.a, made["id"], adapter)
+    for fleet in site.world.fleets.values():
+        fleet.only.hold = True
+    files = {"file": ("adapter_model.safetensors", adapter_files.weights(seed=99))}
+    found(await site.a.manage.post("/v1/adapters/mine/versions", files=files))
+    told = await explained(site, "mine")
+    assert (told["version"], told["wanted_version"], told["served"]) == (1, 2, True)
+    assert told["next"] == ["version 2 goes live once all that must have it do: 0 of 2 replicas have it"]
+    for fleet in site.world.fleets.values():
+        fleet.only.hold = False
+        fleet.only.converge()
+    later = await until(site.control, lambda: explained(site, "mine"), lambda e: e["version"] == 2)
+    assert (later["wanted_version"], later["next"]) == (None, [])

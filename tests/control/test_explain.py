@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from pillion.control.explain import Explanation, Known, PlaceExplained, explain
+from pillion.control.flips import Spread
 from pillion.core.replica import Failure, LoraSpec, Proof, Replica, ReplicaStatus, Residency
 from pillion.store.rows import Instance
 from tests.control.things import (
@@ -222,6 +223,32 @@ def test_what_leaves_is_not_served_though_it_is_still_loaded() -> None:
         explained = explain(known(attachments=[row]))
         assert not explained.served
         assert (only(explained).serving, only(explained).wanted) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "row", "said"),
+    [
+        (
+            {"coming": Spread(1, 2)},
+            {"wanted_version": 3},
+            "version 3 goes live once all that must have it do: 1 of 2",
+        ),
+        ({"coming": Spread(0, 2, FAILURE)}, {"wanted_version": 3}, f"{FAILURE.message} ({FAILURE.code})"),
+        ({}, {"canary_version": 3, "canary_share": 0.25}, "version 3 gets 25% of the requests"),
+        ({"setback": "version 3 did not go live: why (x)"}, {}, "version 3 did not go live"),
+    ],
+)
+def test_versions_that_are_not_live(changes: dict[str, Any], row: dict[str, Any], said: str) -> None:
+    explained = explain(known(adapter=msgspec.structs.replace(adapter().adapter, **row), **changes))
+    assert explained.served
+    assert said in " | ".join(explained.next)
+
+
+def test_one_whose_time_is_over_waits_to_be_loaded_anew() -> None:
+    row = adapter(ended_at=NOW).adapter
+    place = only(explain(known(adapter=row, attachments=[], instances=[on_demand()], facts=[status()])))
+    assert place.why_not == ["its time was over at 2023-11-14 22:13:20Z"]
+    assert place.next == ["it is served again once it is loaded anew"]
 
 
 def test_only_its_region_is_looked_at() -> None:

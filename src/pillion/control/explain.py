@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pillion.control.explain_replica import ReplicaExplained, Where, explain_replica, utc
+from pillion.control.flips import Spread
 from pillion.control.plan import expected_in, in_region, spec_of
 from pillion.core.names import engine_name
 from pillion.core.replica import Replica, ReplicaStatus
@@ -21,7 +22,8 @@ class Known:
 
     `versions`: its versions' numbers by digest. `why_not`: by instance, why that one cannot take it at all.
     `held`: by instance, how many slots are held by what is attached or pinned. `tries`: by instance and region, when the
-    provisioner tries again (seconds since the epoch).
+    provisioner tries again (seconds since the epoch). `coming`: how far the version is that is to be live; `setback`: why
+    the newest one is not.
     """
 
     adapter: Adapter
@@ -35,6 +37,8 @@ class Known:
     facts: Mapping[str, ReplicaStatus]
     tries: Mapping[tuple[int, str], float]
     now: float
+    coming: Spread | None = None
+    setback: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Explanation:
     base_model: str
     region: str | None
     version: int | None
+    wanted_version: int | None
+    canary_version: int | None
     served: bool
     summary: str
     places: list[PlaceExplained]
@@ -82,6 +88,7 @@ def explain(known: Known) -> Explanation:
     adapter = known.adapter
     places = _places(known)
     why_not, following = _of_itself(known, places)
+    following += _of_versions(known)
     serving, wanted = sum(p.serving for p in places), sum(p.wanted for p in places)
     return Explanation(
         adapter.id,
@@ -91,6 +98,8 @@ def explain(known: Known) -> Explanation:
         adapter.base_model,
         adapter.region,
         adapter.live_version,
+        adapter.wanted_version,
+        adapter.canary_version,
         serving > 0,
         _summary(adapter, places, serving, wanted, why_not),
         places,
@@ -176,7 +185,10 @@ def _of_place(
         following.append(f"once it is served here, instance {row.replaces} lets it go")
     if row is not None and row.expires_at is not None:
         following.append(f"its time ends at {utc(row.expires_at)}; then it is unloaded")
-    if wish == "on_demand":
+    if wish == "on_demand" and known.adapter.ended_at is not None:
+        why_not.append(f"its time was over at {utc(known.adapter.ended_at)}")
+        following.append("it is served again once it is loaded anew")
+    elif wish == "on_demand":
         held, slots = known.held.get(instance.id, 0), spec.lora.max_adapters
         if held >= slots:
             why_not.append(
@@ -224,6 +236,24 @@ def _of_itself(known: Known, places: Sequence[PlaceExplained]) -> tuple[list[str
         return why_not, [f"detach or unpin something: instance {which} could take it and is full"]
     why_not += [f"instance {id}: {'; '.join(reasons)}" for id, reasons in sorted(known.why_not.items())[:5]]
     return why_not, [f"launch an instance of {adapter.base_model} with LoRA, and attach it there"]
+
+
+def _of_versions(known: Known) -> list[str]:
+    """What becomes of versions that are not live."""
+    adapter, coming, said = known.adapter, known.coming, []
+    if coming is not None:
+        how = f"{coming.ready} of {coming.wanted} replicas have it"
+        trouble = f"; {coming.failure.message} ({coming.failure.code})" if coming.failure is not None else ""
+        said.append(
+            f"version {adapter.wanted_version} goes live once all that must have it do: {how}{trouble}"
+        )
+    if adapter.canary_version is not None:
+        said.append(
+            f"version {adapter.canary_version} gets {(adapter.canary_share or 0):.0%} of the requests"
+        )
+    if known.setback is not None:
+        said.append(known.setback)
+    return said
 
 
 def _summary(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pillion.control import lookup
 from pillion.control.attachments import obstacles
 from pillion.control.context import Control
 from pillion.control.explain import Explanation, Known, explain
+from pillion.control.flips import Fleet, Spread, spread
 from pillion.control.keys import Principal
 from pillion.control.plan import spec_of
-from pillion.store.rows import Adapter, Instance
+from pillion.store.rows import Adapter, AdapterVersion, Instance, VersionBytes
 from pillion.store.transaction import Tx
 
 
@@ -24,6 +27,8 @@ async def explained(control: Control, who: Principal, ref: str) -> Explanation:
         why_not = {i.id: obstacles(adapter, live, i) + _pool(i) for i in instances.values()}
         held = {id: await tx.everyone.held_slots(id, now) for id, reasons in why_not.items() if not reasons}
     controller = control.controller
+    replicas = [replica for id in instances for replica in controller.replicas_of(id)]
+    fleet = Fleet(instances, attachments, replicas, control.agents.facts)
     return explain(
         Known(
             adapter=adapter,
@@ -33,10 +38,12 @@ async def explained(control: Control, who: Principal, ref: str) -> Explanation:
             instances=instances,
             why_not=why_not,
             held=held,
-            replicas=[replica for id in instances for replica in controller.replicas_of(id)],
+            replicas=replicas,
             facts=control.agents.facts,
             tries=controller.tries(),
             now=now,
+            coming=_coming(adapter, versions, fleet),
+            setback=_setback(adapter, versions),
         )
     )
 
@@ -50,6 +57,22 @@ async def _instances(tx: Tx, who: Principal, adapter: Adapter, wished: set[int])
         if instance is not None:
             instances[id] = instance
     return instances
+
+
+def _coming(adapter: Adapter, versions: Sequence[AdapterVersion], fleet: Fleet) -> Spread | None:
+    numbered = {v.version: VersionBytes(v.version, v.digest, v.rank, v.size_bytes) for v in versions}
+    wanted = numbered.get(adapter.wanted_version or 0)
+    return None if wanted is None else spread(adapter, numbered.get(adapter.live_version or 0), wanted, fleet)
+
+
+def _setback(adapter: Adapter, versions: Sequence[AdapterVersion]) -> str | None:
+    """Why the newest version is not live, where it was to be."""
+    newest = max(versions, key=lambda v: v.version, default=None)
+    if newest is None or newest.error_message is None:
+        return None
+    if newest.version in (adapter.live_version, adapter.wanted_version):
+        return None
+    return f"version {newest.version} did not go live: {newest.error_message} ({newest.error_code})"
 
 
 def _pool(instance: Instance) -> list[str]:

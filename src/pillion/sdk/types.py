@@ -199,6 +199,8 @@ class Explanation(Record, kw_only=True):
     adapter_id: str
     name: str = ""
     version: int | None = None
+    wanted_version: int | None = None
+    canary_version: int | None = None
     region: str | None = None
     served: bool = False
     summary: str = ""
