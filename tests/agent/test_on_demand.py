@@ -72,7 +72,7 @@ async def test_a_permit_that_is_not_for_here_loads_nothing(
     async with serving(lora=LORA) as agent:
         await opened(agent, on_demand=OnDemand(KEY, "acc_a"))
         status, body = await agent.load(permit(a, **changes))  # type: ignore[arg-type]
-        assert (status, body["error"]["code"]) == (403, "permit_refused")
+        assert (status, body["error"]["code"]) == (403, "insufficient_scope")
         assert reason in body["error"]["message"]
         altered = bytearray(permit(a))
         altered[-1] ^= 1

@@ -202,7 +202,7 @@ async def test_a_broken_adapter_is_told_by_its_failure_and_tried_twice_at_most(p
 @pytest.mark.parametrize("how", ["refused", "rejected", "nonsense"])
 async def test_an_agent_that_is_away_or_does_not_trust_us_is_passed_over(place: Place, how: str) -> None:
     async def rejects() -> web.Response:
-        return refusal(403, "permit_refused")
+        return refusal(403, "insufficient_scope")
 
     async def nonsense() -> web.Response:
         return web.Response(text="<html>")

@@ -10,17 +10,15 @@ import hmac
 
 import msgspec
 
-from pillion.core.errors import PillionError
+from pillion.core.errors import InsufficientScopeError
 from pillion.core.names import engine_name
 from pillion.core.replica import GrantEntry
 
 _MAC = 32
 
 
-class PermitRefusedError(PillionError):
+class PermitRefusedError(InsufficientScopeError):
     """Not signed by control, or not for this replica. The same permit is refused again."""
-
-    status, code, type = 403, "permit_refused", "permission_error"
 
 
 class Permit(msgspec.Struct, frozen=True, array_like=True):
