@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pillion.control.on_demand import Permits
-from pillion.control.routes import routes_of
+from pillion.control.routes import Routed
 from pillion.core.catalogue import Catalogue, CatalogueModel, Region
 from pillion.core.names import engine_name
 from pillion.store.rows import ApiKey, RegisteredModel, SnapshotRows
@@ -17,7 +17,9 @@ CATALOGUE = Catalogue((Region("a"),), (CatalogueModel("qwen", "hf:q/q"),))
 def routed(replicas=(), statuses=(), **rows: Any):
     empty: dict[str, Any] = {"keys": [], "models": [], "adapters": [], "attachments": [], "instances": []}
     facts = {s.replica: s for s in statuses}
-    return routes_of(SnapshotRows(**(empty | rows)), replicas, facts, CATALOGUE, Permits(b"key"))
+    return Routed().content(
+        {"acc_a": SnapshotRows(**(empty | rows))}, replicas, facts, CATALOGUE, Permits(b"key")
+    )
 
 
 def test_keys_are_found_by_their_lookup_id() -> None:

@@ -13,7 +13,6 @@ from pillion.control.keys import Principal
 from pillion.control.plan import ended, expected_in, spec_of
 from pillion.control.views import AttachmentView, EligibleView, Page
 from pillion.core.errors import (
-    AdapterNotDeployedError,
     BaseMismatchError,
     InstanceAtCapacityError,
     InvalidRequestError,
@@ -235,9 +234,7 @@ async def fits(tx: Tx, adapter: Adapter, instance: Instance) -> InstanceSpec:
     """The spec of an instance that can take the adapter. Raises `BaseMismatchError`, `InvalidRequestError`."""
     version = await lookup.largest_version(tx, adapter)
     if version is None:
-        raise AdapterNotDeployedError(
-            f"adapter {adapter.name!r} has no bytes yet (state {adapter.state}); wait for its import."
-        )
+        raise await lookup.without_bytes(tx, adapter)
     if instance.model != adapter.base_model:
         raise BaseMismatchError(
             f"instance {instance.id} serves {instance.model!r}; adapter {adapter.name!r} rides on {adapter.base_model!r}.",

@@ -19,9 +19,10 @@ from pillion.control.context import Control
 from pillion.control.failures import Failures
 from pillion.control.grants import Due, Grants
 from pillion.control.groups import Groups
+from pillion.control.mirror import Mirror
 from pillion.control.notices import Notices
 from pillion.control.on_demand import Permits
-from pillion.control.routes import routes_of
+from pillion.control.routes import Routed
 from pillion.control.runs import RunLog
 from pillion.core.errors import UnavailableError
 from pillion.core.names import engine_name
@@ -69,6 +70,8 @@ class Controller:
         self._routed: frozenset[str] = frozenset()
         self._settled_at = 0.0
         self._lease: Lease | None = None
+        self._mirror = Mirror(control.db, lambda: asyncio.get_running_loop().time())
+        self._routed_before = Routed()
         self._rows: SnapshotRows | None = None
         self._permits = Permits(b"")
         self._written, self._read_at = -1, 0.0
@@ -130,14 +133,16 @@ class Controller:
                 self._permits = Permits(await on_demand.key(tx, self._control.choice))
         stale = written != self._written or now - self._read_at >= OBSERVE_S
         if stale or self._rows is None:
-            self._rows = await self._control.db.snapshot_rows()
+            self._rows = await self._mirror.read()
             self._written, self._read_at = written, now
         return self._rows
 
     def _publish(self, rows: SnapshotRows) -> int:
         control = self._control
         facts = control.agents.presumed()
-        content = routes_of(rows, self._groups.replicas, facts, control.catalogue, self._permits)
+        content = self._routed_before.content(
+            self._mirror.parts, self._groups.replicas, facts, control.catalogue, self._permits
+        )
         return control.publisher.publish(*charges.priced(control, content, rows.prices))
 
     async def _tick(self) -> None:

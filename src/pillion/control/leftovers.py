@@ -61,6 +61,8 @@ async def forget(control: Control, keep: Keep) -> dict[str, int]:
     gone = {what: await _drop(control, what, seconds) for what, seconds in kept.items() if seconds}
     if any(gone.values()):
         log.info("old_rows_dropped", rows=gone)
+    async with control.db.transaction() as tx:
+        await tx.changes.forget(control.clock())
     return gone
 
 

@@ -42,7 +42,7 @@ async def load(control: Control, who: Principal, ref: str, wish: Load) -> tuple[
         adapter = await lookup.adapter(tx, who, ref)
         version = await lookup.live_version(tx, adapter)
         if version is None:
-            raise AdapterNotDeployedError(f"adapter {adapter.name!r} has no bytes yet; wait for its import.")
+            raise await lookup.without_bytes(tx, adapter)
         backends = await _backends(tx, who, adapter, wish.backends)
         rows = [await _hold(control, tx, who, adapter, backend, wish) for backend in backends]
     control.changes.notify()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.views import AdapterView, AttachmentView, CanaryView, ErrorView
-from pillion.core.errors import NotFoundError
-from pillion.core.names import parse_ref
+from pillion.core.errors import AdapterNotDeployedError, NotFoundError, PillionError
+from pillion.core.names import Ref, parse_ref
 from pillion.store.rows import Adapter, AdapterVersion, Attachment, Instance
 from pillion.store.transaction import Tx
 
@@ -42,6 +42,15 @@ async def largest_version(tx: Tx, row: Adapter) -> AdapterVersion | None:
         await tx.versions.get(row.account_id, row.row_id, number) for number in sorted(filter(None, numbers))
     ]
     return max((version for version in found if version), key=lambda version: version.rank, default=None)
+
+
+async def without_bytes(tx: Tx, row: Adapter) -> PillionError:
+    """For an adapter of which no version was found: it has none yet, or was deleted since it was read."""
+    if await tx.adapters.by_ref(row.account_id, Ref(row_id=row.row_id)) is None:
+        return NotFoundError(f"adapter {row.name!r} was deleted.")
+    return AdapterNotDeployedError(
+        f"adapter {row.name!r} has no bytes yet (state {row.state}); wait for its import."
+    )
 
 
 async def adapter_view(control: Control, tx: Tx, row: Adapter) -> AdapterView:

@@ -1,5 +1,4 @@
-"""Loads on demand as control has them: which adapters may be loaded where, and which may not stay (SPEC §4). Pure but for
-what it signed before."""
+"""Loads on demand as control has them: which adapters may be loaded where, and which may not stay (SPEC §4). Pure."""
 
 from __future__ import annotations
 
@@ -15,28 +14,21 @@ SETTING = "permit-key"
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _KEY_LENGTH = 50
 
-Takers = Collection[tuple[str | None, str]]
+Takers = frozenset[tuple[str | None, str]]
 
 
 class Permits:
-    """Signs permits, each once. `key` is control's and its agents' alone."""
+    """Signs permits. `key` is control's and its agents' alone."""
 
     def __init__(self, key: bytes) -> None:
         self.key = key
-        self._signed: dict[int, tuple[Permit, bytes]] = {}
 
     def of(
         self, adapters: Iterable[tuple[RoutedAdapter, float | None]], takers: Takers
     ) -> Mapping[int, bytes]:
         """By row id, for those that may be loaded anywhere; each adapter with when it ends."""
-        now = {}
-        for found, expires_at in adapters:
-            row_id, permit = found.adapter.row_id, _permit(found, expires_at, takers)
-            if permit is not None:
-                known = self._signed.get(row_id)
-                now[row_id] = known if known and known[0] == permit else (permit, sign(permit, self.key))
-        self._signed = now
-        return {row_id: signed for row_id, (_, signed) in now.items()}
+        permits = ((found.adapter.row_id, _permit(found, end, takers)) for found, end in adapters)
+        return {row_id: sign(permit, self.key) for row_id, permit in permits if permit is not None}
 
 
 async def key(tx: Tx, choice: Callable[[str], str]) -> bytes:
@@ -48,7 +40,9 @@ async def key(tx: Tx, choice: Callable[[str], str]) -> bytes:
 
 def takers(instances: Iterable[Instance]) -> Takers:
     """Account (None: all) and base of what loads on demand."""
-    return {(row.account_id, row.model) for row in instances if row.wanted == "running" and loads(row)}
+    return frozenset(
+        (row.account_id, row.model) for row in instances if row.wanted == "running" and loads(row)
+    )
 
 
 def loads(instance: Instance) -> bool:

@@ -1,10 +1,10 @@
-"""From rows and facts to the content of a routing snapshot. Pure."""
+"""From rows and facts to the content of a routing snapshot. Pure but for what it worked out before."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from pillion.control.on_demand import Permits, ends, loads, takers
+from pillion.control.on_demand import Permits, Takers, ends, loads, takers
 from pillion.control.plan import name_of, spec_of
 from pillion.core import snapshot as wire
 from pillion.core.catalogue import Catalogue
@@ -17,17 +17,45 @@ Content = tuple[
 ]
 
 
-def routes_of(
-    rows: SnapshotRows,
-    replicas: Iterable[Replica],
-    facts: Mapping[str, ReplicaStatus],
-    catalogue: Catalogue,
-    permits: Permits,
-) -> Content:
-    """Keys by lookup id, models, adapters and instances with the replicas that were heard."""
-    keys = {row.lookup: _key(row, rows.suspended) for row in rows.keys}
-    models = [wire.Model(m.name, None, m.kind, m.lora) for m in catalogue.models]
-    models += [wire.Model(m.name, m.account_id, m.kind, m.lora) for m in rows.models]
+Own = tuple[dict[str, wire.Key], list[wire.Model], list[wire.Adapter]]
+
+
+class Routed:
+    """Accounts' routes as worked out before: those whose rows are the same objects are not worked out again."""
+
+    def __init__(self) -> None:
+        self._known: dict[str | None, tuple[SnapshotRows, Takers, Own]] = {}
+
+    def content(
+        self,
+        parts: Mapping[str | None, SnapshotRows],
+        replicas: Iterable[Replica],
+        facts: Mapping[str, ReplicaStatus],
+        catalogue: Catalogue,
+        permits: Permits,
+    ) -> Content:
+        """`parts`: by account, the operator's under None. Keys by lookup id, models, adapters, and instances with the
+        replicas that were heard.
+        """
+        pools = takers(parts[None].instances) if None in parts else frozenset()
+        known = {}
+        for account, part in parts.items():
+            before = self._known.get(account)
+            if before is None or before[0] is not part or before[1] != pools:
+                before = part, pools, _own(part, permits, pools | takers(part.instances))
+            known[account] = before
+        self._known = known
+        keys: dict[str, wire.Key] = {}
+        models = [wire.Model(m.name, None, m.kind, m.lora) for m in catalogue.models]
+        adapters: list[wire.Adapter] = []
+        for _, _, own in known.values():
+            keys.update(own[0])
+            models += own[1]
+            adapters += own[2]
+        return keys, tuple(models), tuple(adapters), _instances(parts.values(), replicas, facts)
+
+
+def _own(rows: SnapshotRows, permits: Permits, takers: Takers) -> Own:
     held: dict[int, list[Attachment]] = {}
     for attachment in rows.attachments:
         if attachment.state == "detaching":
@@ -35,15 +63,12 @@ def routes_of(
         # What failed or was evicted everywhere is not "being loaded".
         if attachment.state not in ("failed", "registered") or attachment.ready:
             held.setdefault(attachment.adapter_row_id, []).append(attachment)
-    by_instance: dict[int, list[Replica]] = {}
-    for replica in replicas:
-        by_instance.setdefault(replica.instance, []).append(replica)
     over = {row.adapter.row_id: ends(row, held.get(row.adapter.row_id, ())) for row in rows.adapters}
-    signed = permits.of(((row, over[row.adapter.row_id]) for row in rows.adapters), takers(rows.instances))
+    signed = permits.of(((row, over[row.adapter.row_id]) for row in rows.adapters), takers)
     return (
-        keys,
-        tuple(models),
-        tuple(
+        {row.lookup: _key(row, rows.suspended) for row in rows.keys},
+        [wire.Model(m.name, m.account_id, m.kind, m.lora) for m in rows.models],
+        [
             _adapter(
                 row,
                 held.get(row.adapter.row_id, ()),
@@ -51,12 +76,19 @@ def routes_of(
                 signed.get(row.adapter.row_id),
             )
             for row in rows.adapters
-        ),
-        tuple(
-            _instance(row, by_instance.get(row.id, ()), facts)
-            for row in rows.instances
-            if row.wanted == "running"
-        ),
+        ],
+    )
+
+
+def _instances(
+    parts: Iterable[SnapshotRows], replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus]
+) -> tuple[wire.Instance, ...]:
+    by_instance: dict[int, list[Replica]] = {}
+    for replica in replicas:
+        by_instance.setdefault(replica.instance, []).append(replica)
+    wanted = (row for part in parts for row in part.instances if row.wanted == "running")
+    return tuple(
+        _instance(row, by_instance.get(row.id, ()), facts) for row in sorted(wanted, key=lambda row: row.id)
     )
 
 

@@ -173,7 +173,7 @@ def difference(before: Snapshot, after: Snapshot) -> Delta | None:
         made_at=after.made_at,
         keys=keys,
         models=None if before.models == after.models else after.models,
-        adapters=tuple(a for a in after.adapters if adapters.pop(_place(a), None) != a),
+        adapters=tuple(a for a in after.adapters if (b := adapters.pop(_place(a), None)) is not a and b != a),
         gone_adapters=tuple(adapters),
         instances=tuple(i for i in after.instances if instances.pop(i.id, None) != i),
         gone_instances=tuple(instances),
