@@ -61,10 +61,13 @@ bench-engine: engine ## vLLM as it comes and as Pillion runs it
 bench-gateway: setup ## The gateway beside the routers and proxies one could put there instead
 	@$(BIN)/python bench/gateway/run.py
 
+bench-usage: setup ## A million usage events: taking them in, and asking what was used
+	@$(BIN)/python bench/usage.py
+
 lock: ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/python -m uv pip compile -q pyproject.toml --universal --all-extras --group dev --no-header --no-annotate -o requirements.lock
 
 clean: ## Remove what setup and tests made here
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup engine demo demo-stop check test-fast test test-full bench-load bench-engine bench-gateway lock clean
+.PHONY: help setup engine demo demo-stop check test-fast test test-full bench-load bench-engine bench-gateway bench-usage lock clean

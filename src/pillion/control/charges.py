@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
@@ -15,6 +15,7 @@ from pillion.control.routes import Content
 from pillion.core.budgets import TokenPrice
 from pillion.core.money import Price, ms
 from pillion.core.usage import Used
+from pillion.store.slices import Slice
 from pillion.store.transaction import Tx
 
 
@@ -33,8 +34,39 @@ async def owe(tx: Tx, spool: str, used: Sequence[Used], parts: Sequence[Part | N
     for one, part in zip(used, parts, strict=True):
         if part is not None:
             by[one.account].append(part)
-    for account in sorted(by):
-        await _owe(tx, account, spool, by[account])
+    if not by:
+        return
+    await tx.owing.lock(by.keys())
+    known = await tx.owing.carries(by.keys())
+    hands = await tx.owing.slices(by.keys(), spool)
+    spent = {
+        one: amount
+        for account in by
+        for one, amount in _covered(
+            [one for one in hands if one.account_id == account], sum(part.micros for part in by[account])
+        )
+    }
+    owed: dict[str, int] = {}
+    carry: dict[tuple[str, int], tuple[int, int]] = {}
+    for account, of in by.items():
+        before = {price: found for (owner, price), found in known.items() if owner == account}
+        whole = carried(of, {price: found.remainder for price, found in before.items()})
+        for price, (more, rest) in whole.items():
+            carry[account, price] = (before[price].owed if price in before else 0) + more, rest
+        owed[account] = sum(more for more, _ in whole.values())
+    await tx.owing.carry(carry)
+    await tx.owing.spend(spent)
+    leased = {account: -sum(a for one, a in spent.items() if one.account_id == account) for account in by}
+    await tx.owing.set_aside({account: (leased[account], owed[account]) for account in by})
+
+
+def _covered(hands: Sequence[Slice], amount: int) -> Iterator[tuple[Slice, int]]:
+    """How much of each slice is spent by now."""
+    for one in hands:
+        part = min(one.outstanding, amount)
+        if part:
+            amount -= part
+            yield one, part
 
 
 def month_of(now: float) -> float:
@@ -79,27 +111,3 @@ def priced(control: Control, content: Content, prices: Iterable[Price]) -> Conte
 def cost_of(tariff: Tariff, used: Used) -> Part | None:
     """By the prices of the moment it began. What was not told was not used."""
     return tariff.tokens(used.base, ms(used.at), used.prompt_tokens or 0, used.completion_tokens or 0)
-
-
-async def _owe(tx: Tx, account: str, spool: str, parts: list[Part]) -> None:
-    await tx.ledger.lock(account)
-    carries = await tx.bills.carries(account)
-    remainders: Mapping[int, int] = {price: carry.remainder for price, carry in carries.items()}
-    total = 0
-    for price, (whole, rest) in carried(parts, remainders).items():
-        before = carries[price].owed if price in carries else 0
-        await tx.bills.carry(account, price, rest, owed=before + whole)
-        total += whole
-    covered = await _cover(tx, account, spool, sum(part.micros for part in parts))
-    await tx.ledger.set_aside(account, owed=total, leased=-covered)
-
-
-async def _cover(tx: Tx, account: str, spool: str, amount: int) -> int:
-    """Of what the gateway has in hand of this account, that much is spent; how much that was."""
-    covered = 0
-    for one in await tx.slices.of(account, spool):
-        part = min(one.outstanding, amount - covered)
-        if part:
-            await tx.slices.spend(one, part)
-            covered += part
-    return covered

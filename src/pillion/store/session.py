@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -27,6 +27,10 @@ class Session:
 
     async def run(self, statement: sa.Executable) -> sa.CursorResult[Any]:
         return await self._connection.execute(statement, execution_options=self._options)
+
+    async def many(self, statement: sa.Executable, rows: Sequence[Fields]) -> None:
+        """The same statement for each of the rows: compiled once, sent together."""
+        await self._connection.execute(statement, rows, execution_options=self._options)
 
     async def all(self, statement: sa.Executable, row: type[Row]) -> list[Row]:
         return [row(**found) for found in (await self.run(statement)).mappings()]

@@ -42,12 +42,6 @@ class Slices:
             statement.on_conflict_do_update(index_elements=["account_id", "gateway", "epoch"], set_=fields)
         )
 
-    async def spend(self, one: Slice, amount: int) -> None:
-        statement = sa.update(slices).where(
-            owned(slices, one.account_id), slices.c.gateway == one.gateway, slices.c.epoch == one.epoch
-        )
-        await self._session.run(statement.values(outstanding=slices.c.outstanding - amount))
-
     async def drop(self, one: Slice) -> None:
         statement = sa.delete(slices).where(
             owned(slices, one.account_id), slices.c.gateway == one.gateway, slices.c.epoch == one.epoch

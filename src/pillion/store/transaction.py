@@ -21,6 +21,7 @@ from pillion.store.ledger import Books, Ledger
 from pillion.store.logins import Logins
 from pillion.store.members import Members
 from pillion.store.models import Models
+from pillion.store.owing import Owing
 from pillion.store.prices import Prices
 from pillion.store.retention import Retention
 from pillion.store.runs import Runs
@@ -63,4 +64,5 @@ class Tx:
         self.bills = Bills(session)
         self.slices = Slices(session)
         self.runs = Runs(Session(connection, everyone=True))
+        self.owing = Owing(Session(connection, everyone=True))
         self.books = Books(Session(connection, everyone=True))

@@ -47,10 +47,11 @@ class Intake:
     ) -> None:
         """Events that are not in yet, and the mark they bring the spool to. `costs`: of each, in 1e-9 of the currency."""
         if used:
-            await self._session.run(self._session.insert(usage_events).values([_row(spool, u) for u in used]))
-            statement = self._session.insert(usage_hours).values(list(_hours(used, costs).values()))
+            await self._session.many(sa.insert(usage_events), [_row(spool, u) for u in used])
+            statement = self._session.insert(usage_hours)
             more = {name: usage_hours.c[name] + statement.excluded[name] for name in _SUMS}
-            await self._session.run(statement.on_conflict_do_update(index_elements=list(_KEY), set_=more))
+            again = statement.on_conflict_do_update(index_elements=list(_KEY), set_=more)
+            await self._session.many(again, list(_hours(used, costs).values()))
         moved = sa.update(usage_spools).where(usage_spools.c.spool == spool)
         await self._session.run(moved.values(mark=mark, updated_at=now))
 
