@@ -50,7 +50,13 @@ async def _an_hour_later(url: str) -> None:
     """What a control does that starts then."""
     db = Database.open(url)
     settings = SimpleNamespace(billing=True)
-    control = SimpleNamespace(db=db, settings=settings, clock=lambda: time.time() + 3700, changes=Changes())
+    control = SimpleNamespace(
+        db=db,
+        settings=settings,
+        clock=lambda: time.time() + 3700,
+        changes=Changes(),
+        counts=SimpleNamespace(),
+    )
     await Billing(control, "later").step()  # type: ignore[arg-type]
     await db.close()
 
