@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import random
 import shutil
 import signal
 import time
@@ -22,7 +23,16 @@ from pillion.agent.command import through
 from pillion.agent.home import EngineRecord, Home
 from pillion.agent.processes import EngineProcess, identity
 from pillion.agent.supervisor import Timing
-from pillion.core.replica import AgentRecord, GrantEntry, GroupSpec, LoraSpec, ModelSpec, ReplicaSpec
+from pillion.core.permits import Permit, sign
+from pillion.core.replica import (
+    AgentRecord,
+    GrantEntry,
+    GroupSpec,
+    LoraSpec,
+    ModelSpec,
+    OnDemand,
+    ReplicaSpec,
+)
 from pillion.engines.driver import driver
 
 pytestmark = [pytest.mark.xdist_group("real_engine"), pytest.mark.asyncio(loop_scope="module")]
@@ -42,11 +52,13 @@ class World:
             1,
             ModelSpec("tiny", f"path:{models / 'base'}"),
             "vllm",
-            LoraSpec(enabled=True, max_adapters=3, max_rank=16),
+            LoraSpec(enabled=True, max_adapters=3, max_rank=16, on_demand=True),
             engine_options={"threads": 2, "max_num_seqs": 16},
         )
         directory = self.data_dir / "replicas" / "r1-local-abcdef"
-        self.spec = ReplicaSpec(directory.name, group, "agent-token", "infer-key", "engine-key", "", "")
+        self.spec = ReplicaSpec(
+            directory.name, group, "agent-token", "infer-key", "engine-key", "", "", load_key="load-key"
+        )
         directory.mkdir(parents=True)
         (directory / "spec.json").write_bytes(msgspec.json.encode(self.spec))
         self.home = Home(directory)
@@ -168,6 +180,66 @@ async def test_a_killed_engine_comes_back_with_its_adapters(world: World, agent:
     assert after.engine_epoch == before.engine_epoch + 1
     assert await said(agent, one.engine_name) == answer
     assert all(identity(pid) is None for pid in session)
+
+
+async def test_on_demand_many_who_wait_share_one_load_and_few_slots_serve_many(
+    world: World, agent: AgentClient
+) -> None:
+    one = world.adapter("one")
+    await agent.grant(grant(5, one, replica=world.spec.id, on_demand=OnDemand(KEY, None)))
+    await agent.settled(5, one="loaded")
+    alone = {"one": await said(agent, one.engine_name)}
+    asked = [world.adapter(name) for name in ("two", "three", "four")]
+    for entry in asked:
+        loads = await asyncio.gather(*(agent.load(permit(entry)) for _ in range(20)))
+        assert {status for status, _ in loads} == {200}
+        assert len({body["load_ms"] for _, body in loads}) == 1, "one load"
+        print(f"{entry.adapter_id} on demand: {loads[0][1]['load_ms']} ms")
+        alone[entry.adapter_id[4:]] = await user_said(agent, entry.engine_name)
+    assert len(set(alone.values())) == 4
+    status = await agent.status()
+    assert {r.engine_name.partition("@")[0] for r in status.adapters if r.state == "loaded"} == {
+        "adp_one",
+        "adp_three",
+        "adp_four",
+    }, "what was asked for longest ago made room, what is attached did not"
+
+    async def client(order: list[GrantEntry]) -> None:
+        for entry in order:
+            while (found := await served(agent, entry)) is None:
+                pass
+            assert found == alone[entry.adapter_id[4:]]
+
+    rng = random.Random(5)
+    await asyncio.gather(*(client(rng.choices([one, *asked], k=12)) for _ in range(6)))
+    state = await agent.engine("GET", "/pillion/v1/state")
+    assert len(state["adapters"]) <= 3
+
+
+KEY = b"k" * 32
+
+
+def permit(entry: GrantEntry) -> bytes:
+    made = Permit("acc_a", "tiny", None, entry.adapter_id, entry.digest, entry.rank, entry.size_bytes)
+    return sign(made, KEY)
+
+
+async def served(agent: AgentClient, entry: GrantEntry) -> str | None:
+    """As a gateway does: asks for the load, then for the answer; None where it has to try again."""
+    status, body = await agent.load(permit(entry))
+    assert status == 200 or body["error"]["code"] == "instance_at_capacity", body
+    return await user_said(agent, entry.engine_name) if status == 200 else None
+
+
+async def user_said(agent: AgentClient, model: str) -> str | None:
+    status = await agent.status()
+    body = {"model": model, "prompt": "w5 w6 w7", "max_tokens": 8, "temperature": 0}
+    headers = {"authorization": f"Bearer {agent.spec.infer_key}"}
+    async with agent.http.post(f"{status.engine_url}/v1/completions", json=body, headers=headers) as answer:
+        found = await answer.json()
+    assert answer.status in (200, 503), found
+    text: str = found["choices"][0]["text"] if answer.status == 200 else ""
+    return text or None
 
 
 async def said(agent: AgentClient, model: str) -> str:
