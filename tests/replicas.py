@@ -86,6 +86,15 @@ class Node:
         return await fetch(self.url, digest, self.data_dir / "cache" / "adapters")
 
 
+def replica_spec() -> ReplicaSpec:
+    """Of a replica of which nothing is there."""
+    lora = LoraSpec(enabled=True, max_adapters=3, max_rank=8)
+    group = GroupSpec(7, "local", 1, ModelSpec(BASE, "path:/nowhere"), "sim", lora)
+    return ReplicaSpec(
+        "r7-local-abcdef", group, "agent-token", "infer-key", "engine-key", "file:///nowhere", "cache"
+    )
+
+
 def grant(version: int, *entries: GrantEntry, replica: str = "r7-local-abcdef", **changes: Any) -> Grant:
     return Grant(replica, version, entries, **changes)
 

@@ -179,6 +179,7 @@ OPERATOR = [
     ("DELETE", "/v1/admin/accounts/x"),
     ("POST", "/v1/admin/accounts/x/keys"),
     ("POST", "/v1/admin/accounts/x/invites"),
+    ("GET", "/v1/admin/metrics"),
     ("GET", "/v1/admin/prices"),
     ("POST", "/v1/admin/prices"),
     ("GET", "/v1/admin/credits"),

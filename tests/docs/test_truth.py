@@ -22,6 +22,7 @@ from pillion.engines.sim.settings import Faults, SimOptions
 from pillion.engines.vllm import VllmOptions
 from pillion.main.config import Config, load
 from pillion.simulate.costs import EngineCosts
+from tests.deploy import metric_pages
 from tests.docs.pages import PAGES, ROOT, blocks, cells, commands, prose
 
 DOCS = ROOT / "docs"
@@ -150,13 +151,10 @@ def test_paths_are_those_of_the_api() -> None:
 
 
 def test_metrics_are_all_there() -> None:
-    from pillion.gateway.knowledge import Knowledge
-    from pillion.gateway.metrics import Metrics
-
-    text = Metrics(Knowledge(lambda: 0.0, 1.0)).text().decode()
-    found = {name.removesuffix("_total") for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)}
-    told = {row[0] for row in cells(OPERATIONS, "## Watching")}
-    assert told == {name for name in found if not name.endswith("_created")}
+    pages = (metric_pages.gateway(), metric_pages.control(), metric_pages.agent())
+    headings = ("## Watching", "### Of control", "### Of agents")
+    told = {row[0] for heading in headings for row in cells(OPERATIONS, heading)}
+    assert told == {name for page in pages for name in metric_pages.families(page)}
 
 
 def test_commands_and_their_options_exist() -> None:

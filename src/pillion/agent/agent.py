@@ -18,11 +18,12 @@ from pillion.agent.backoff import Backoff
 from pillion.agent.board import Board
 from pillion.agent.home import Home
 from pillion.agent.loading import Loading
+from pillion.agent.metrics import Metrics
 from pillion.agent.permitted import Permitted
 from pillion.agent.residents import Fetch, Residents
 from pillion.agent.supervisor import Supervisor, Timing
 from pillion.core.permits import PermitRefusedError, Terms, check, opened
-from pillion.core.replica import AgentRecord, Grant, ReplicaSpec
+from pillion.core.replica import AgentRecord, Grant, ReplicaSpec, Residency
 from pillion.engines.driver import EngineDriver, Launch, slots
 
 STOP_POLL_S = 0.05
@@ -52,6 +53,7 @@ class Agent:
     def __init__(self, home: Home, spec: ReplicaSpec, parts: Parts) -> None:
         self._home, self._spec, self._now = home, spec, parts.now
         self.board = Board(spec, parts.epoch, parts.now)
+        self.metrics = Metrics(self.board)
         backoff = Backoff(parts.random, parts.first_backoff_s)
         self._permitted = Permitted(home)
         self._residents = Residents(
@@ -135,12 +137,13 @@ class Agent:
         while asyncio.get_running_loop().time() < deadline and not await self._supervisor.idle():  # noqa: ASYNC110
             await asyncio.sleep(STOP_POLL_S)
 
-    def _publish(self, version: int, adapters: tuple[object, ...]) -> None:
+    def _publish(self, version: int, adapters: tuple[Residency, ...]) -> None:
+        self.metrics.changed(self.board.status.adapters, adapters)
         self.board.post(grant_version=version, adapters=adapters)
 
     async def _listen(self) -> web.AppRunner:
         keys = Keys(self._spec.agent_token, self._spec.load_key)
-        app = application(self.board, self._home, keys, self.accept, self.stop, self.load)
+        app = application(self.board, self._home, keys, self.accept, self.stop, self.load, self.metrics.text)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         site = web.TCPSite(runner, self._spec.host, 0)

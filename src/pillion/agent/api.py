@@ -14,6 +14,7 @@ from aiohttp.typedefs import Middleware
 from pillion.agent.board import Board
 from pillion.agent.home import Home
 from pillion.agent.logs import follow, tail
+from pillion.agent.metrics import CONTENT_TYPE
 from pillion.core.errors import ConflictError, InvalidApiKeyError, InvalidRequestError, PillionError
 from pillion.core.replica import Grant
 
@@ -50,6 +51,7 @@ def application(
     accept: Callable[[Grant], None],
     stop: Callable[[float], Awaitable[None]],
     load: Callable[[bytes], Awaitable[float]],
+    metrics: Callable[[], bytes],
 ) -> web.Application:
     """`accept` takes a grant or raises `PillionError`; `stop` drains for so many seconds and ends the engine.
 
@@ -88,7 +90,11 @@ def application(
     async def on_demand(request: web.Request) -> web.StreamResponse:
         return _json({"load_ms": await load(await request.read())})
 
+    async def counted(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=metrics(), headers={"content-type": CONTENT_TYPE})
+
     app = web.Application(middlewares=[_guarded(keys)], client_max_size=MAX_GRANT_BYTES)
+    app.router.add_get("/metrics", counted)
     app.router.add_get("/v1/status", status)
     app.router.add_put("/v1/grant", grant)
     app.router.add_post(LOAD, on_demand)

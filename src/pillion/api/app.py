@@ -23,6 +23,7 @@ from pillion.api import (
     keys,
     logins,
     members,
+    metrics,
     models,
     oidc,
     usage,
@@ -116,6 +117,7 @@ def build(control: Control) -> FastAPI:
         logins,
         members,
         oidc,
+        metrics,
     ):
         app.include_router(module.router)
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pillion.control import slices, usage
+from pillion.control import metrics, slices, usage
 from pillion.control.context import Control
 from pillion.core.budgets import Ask
 from pillion.core.errors import UnavailableError
@@ -27,10 +27,7 @@ def build(control: Control, token: str) -> Starlette:
         return await _HANDLERS[request.url.path](control, request)
 
     return Starlette(
-        routes=[
-            Route(path, guarded, methods=["GET" if handler is _snapshot else "POST"])
-            for path, handler in _HANDLERS.items()
-        ]
+        routes=[Route(path, guarded, methods=["GET" if path in _READS else "POST"]) for path in _HANDLERS]
     )
 
 
@@ -89,7 +86,16 @@ def _packed(answer: msgspec.Struct) -> Response:
     return Response(msgspec.msgpack.encode(answer), media_type="application/msgpack")
 
 
+async def _metrics(control: Control, request: Request) -> Response:
+    try:
+        return Response(await metrics.page(control), media_type=metrics.CONTENT_TYPE)
+    except UnavailableError:
+        return Response(status_code=503)
+
+
+_READS = ("/metrics", "/internal/v1/snapshot")
 _HANDLERS = {
+    "/metrics": _metrics,
     "/internal/v1/snapshot": _snapshot,
     "/internal/v1/usage": _usage,
     "/internal/v1/limits": _limits,

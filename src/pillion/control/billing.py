@@ -106,6 +106,7 @@ class Billing:
         """Accounts whose balances are not the sums of their entries."""
         async with self._control.db.read() as tx:
             wrong = await tx.books.mismatches()
+        self._control.counts.ledger_mismatches = len(wrong)
         if wrong:
             log.error("ledger_mismatch", accounts=wrong)
         return wrong

@@ -13,6 +13,7 @@ from pillion.artifacts.store import ArtifactStore
 from pillion.control.agents import Agents
 from pillion.control.changes import Changes
 from pillion.control.login_limits import LoginLimits
+from pillion.control.metrics import Counts
 from pillion.control.passwords import Passwords
 from pillion.control.shares import LimitShares
 from pillion.control.snapshots import Gateways, Publisher
@@ -66,6 +67,7 @@ class Control:
     provisioners: Mapping[str, Provisioner]
     passwords: Passwords = field(default_factory=Passwords)
     provider: Provider | None = None
+    counts: Counts = field(default_factory=Counts)
     jobs_queued: Changes = field(default_factory=Changes)
     job_ends: dict[str, Callable[[Control, Job], Awaitable[None]]] = field(default_factory=dict)
     spent_keys: frozenset[str] = frozenset()

@@ -113,8 +113,10 @@ class Controller:
         changes = self._control.changes
         try:
             while True:
-                seen = changes.count
+                seen, began = changes.count, asyncio.get_running_loop().time()
                 await self._tick()
+                self._control.counts.ticked(asyncio.get_running_loop().time() - began)
+                self._control.counts.leads = self._lease is not None
                 self.ticked.notify()
                 await changes.wait(seen, OBSERVE_S)
         finally:
@@ -159,6 +161,7 @@ class Controller:
             if self._rows is not None:  # replicas come and go meanwhile, and gateways have to know
                 self._publish(self._rows)
         except Exception:
+            self._control.counts.ticks_failed += 1
             log.exception("controller_tick_failed")
 
     async def _lead(self) -> bool:
@@ -194,6 +197,7 @@ class Controller:
         self._turns = flips.in_turn(self._flips)
         await self._hand_over()
         granted = await self._grants.send(self._groups.replicas, self._due)
+        self._control.counts.grants += len(granted)
         for replica in granted:
             self._failures.sent(replica)
         assert self._lease is not None

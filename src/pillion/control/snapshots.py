@@ -39,11 +39,20 @@ class Gateways:
         self._known.pop(gateway, None)
         self._acknowledged.notify()
 
+    @property
+    def known(self) -> int:
+        """How many are connected."""
+        self._forget()
+        return len(self._known)
+
     def behind(self, version: int) -> list[str]:
+        self._forget()
+        return sorted(name for name, g in self._known.items() if g.version < version)
+
+    def _forget(self) -> None:
         now = self._clock()
         for name in [n for n, g in self._known.items() if now - g.seen_at > GATEWAY_FORGOTTEN_S]:
             del self._known[name]
-        return sorted(name for name, g in self._known.items() if g.version < version)
 
     async def acknowledged(self, version: int, timeout: float = ACKNOWLEDGE_S) -> list[str]:
         """Wait until every connected gateway has `version`; the names of those that have not after `timeout` s."""

@@ -239,6 +239,15 @@ class Everyone:
         rows = (await self._session.run(statement.group_by(owner))).mappings()
         return {row["account_id"]: int(row["count"]) for row in rows}
 
+    async def states(self) -> dict[str, dict[str, int]]:
+        """How many instances, attachments and jobs there are in each state."""
+        found = {}
+        for table in (instances, attachments, jobs):
+            statement = sa.select(table.c.state, sa.func.count().label("count")).group_by(table.c.state)
+            rows = (await self._session.run(statement)).mappings()
+            found[table.name] = {row["state"]: int(row["count"]) for row in rows}
+        return found
+
     async def suspended_accounts(self, whose: Collection[str | None] | None = None) -> frozenset[str]:
         among = sa.true() if whose is None else accounts.c.id.in_([id for id in whose if id is not None])
         statement = sa.select(accounts.c.id).where(accounts.c.suspended_at.is_not(None), among)
