@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from pillion.control import accounts, adapters, attachments, instances, loads
+from pillion.control import accounts, adapters, attachments, instances, loads, versions
 from pillion.control.instances import Launch
 from pillion.control.loads import Load
-from pillion.core.errors import AdapterInUseError, InstanceAtCapacityError, NotFoundError
+from pillion.core.errors import AdapterInUseError, ConflictError, InstanceAtCapacityError, NotFoundError
 from pillion.store.database import Database
+from tests.control.test_versions import add, attached, become, states
 from tests.control.world import World, until
 from tests.postgres import Cluster, postgres
 
@@ -97,6 +98,63 @@ async def test_loads_of_one_adapter_at_once_are_one_load(world: World) -> None:
         assert {page.data[0].state for page, _ in answers} == {"ready"}
         (agent,) = world.fleets["local"].agents.values()
         assert agent.resident == {adapter.id}
+
+
+async def test_a_flip_and_back(world: World) -> None:
+    async with world.control() as control:
+        who = await world.account(control)
+        adapter, _ = await attached(world, control, who)
+        await add(control, who, adapter)
+        await become(control, who, adapter, "former", "live")
+        view, done = await versions.rollback(control, who, adapter.id)
+        assert (view.version, view.state, done) == (1, "live", True)
+
+
+async def test_a_canary_and_an_attach_at_once_share_what_room_there_is(world: World) -> None:
+    async with world.control("one") as control, world.control("two") as other:
+        who = await world.account(control)
+        made = await world.launched(control, who, slots=2)
+        adapter, _ = await attached(world, control, who, "tried", made.id)
+        await add(control, who, adapter, live=False)
+        for number in range(6):
+            beside = await world.adapter(control, who, f"n{number}")
+            answers = await asyncio.gather(
+                versions.set_canary(control, who, adapter.id, 2, 0.5),
+                attachments.attach(other, who, made.id, beside.id),
+                return_exceptions=True,
+            )
+            assert [isinstance(answer, InstanceAtCapacityError) for answer in answers].count(True) == 1, (
+                answers
+            )
+            if isinstance(answers[0], BaseException):
+                await attachments.detach(control, who, made.id, beside.id, force=True)
+            else:
+                await versions.end_canary(control, who, adapter.id)
+
+
+async def test_a_canary_beside_attaching_its_adapter_elsewhere(world: World) -> None:
+    """On an instance that has room for one of its two versions only."""
+    async with world.control("one") as control, world.control("two") as other:
+        who = await world.account(control)
+        adapter, _ = await attached(world, control, who)
+        small = await world.launched(control, who, slots=1)
+        await add(control, who, adapter, live=False)
+        answers = await asyncio.gather(
+            versions.set_canary(control, who, adapter.id, 2, 0.5),
+            attachments.attach(other, who, small.id, adapter.id),
+            return_exceptions=True,
+        )
+        refused = [answer for answer in answers if isinstance(answer, BaseException)]
+        assert [type(r) for r in refused] in ([InstanceAtCapacityError], [ConflictError]), answers
+
+
+async def test_the_same_bytes_at_once_are_one_version(world: World) -> None:
+    async with world.control("one") as control, world.control("two") as other:
+        who = await world.account(control)
+        adapter = await world.adapter(control, who)
+        added = await asyncio.gather(*(add((control, other)[n % 2], who, adapter) for n in range(6)))
+        assert sorted(new for _, new in added) == [False] * 5 + [True]
+        assert await states(control, who, adapter) == ["former", "live"]
 
 
 async def test_attach_beside_delete(world: World) -> None:
