@@ -170,6 +170,24 @@ def test_choice() -> None:
     assert choice("a", "b", "p") is None
 
 
+def test_one_that_had_no_substitute_comes_back_as_soon_as_it_answers() -> None:
+    """Requests that may go nowhere else fail on it again and again, and are the first to be answered."""
+    now = [0.0]
+    balance = Balance(lambda: now[0], out_s=5)
+    route = Routes(make_snapshot(make_instance(1, make_replica("a"), make_replica("b")))).resolve(
+        ACME, BASE, None, 0.0
+    )
+    first, other = (candidate.replica.id for candidate in route.candidates)
+    for _ in range(100):
+        balance.failed(first)
+    now[0] = 20.0
+    assert balance.choose(route) == route.candidates[1]
+    balance.answered(first)
+    now[0] = 31.0
+    assert balance.choose(route) == route.candidates[0]
+    assert other != first
+
+
 def test_what_was_recent_fades() -> None:
     now = [0.0]
     balance = Balance(lambda: now[0])

@@ -98,9 +98,10 @@ class Balance:
         health.out_until = now + min(self._out_s * 2.0 ** (health.failures - 1), MAX_OUT_S)
 
     def answered(self, replica: str) -> None:
-        """It works: the next failure is the first again."""
+        """It works: it comes back from now on, and the next failure is the first again."""
         if self._health and (health := self._health.get(replica)) is not None:
             health.failures = 0
+            health.out_until = min(health.out_until, self._clock())
 
     def _weigh_anew(self, age: float) -> float:
         """What fell to nothing is forgotten: its replica may be gone. The age from now on."""
