@@ -356,14 +356,12 @@ class Routes:
             raise _not_deployed(adapter, f"instance {only.id} does not have it")
         if not instances:
             raise _not_deployed(adapter, "no running instance has it or loads on demand")
-        ready = _ready(instances, adapter.region)
-        if not ready:
+        able = _able(instances, adapter)
+        if able:
+            return able
+        if not _ready(instances, adapter.region):
             raise _nobody_ready(f"that may serve the adapter '{adapter.name}'")
-        there = (_having(candidate, adapter) for candidate in ready)
-        able = tuple(candidate for candidate in there if candidate is not None)
-        if not able:
-            raise adapter_loading(adapter)
-        return able
+        raise adapter_loading(adapter)
 
     def _hosts(self, account: str, adapter: Adapter) -> list[Instance]:
         """Where the adapter is wanted or may be loaded on demand: on instances of its base that its owner can see."""
@@ -404,11 +402,17 @@ def _takes(instance: Instance, adapter: Adapter) -> bool:
     return instance.on_demand and adapter.permit is not None and adapter.rank <= instance.max_rank
 
 
-def _having(candidate: Candidate, adapter: Adapter) -> Candidate | None:
-    """The candidate as one for this adapter; None where it does not have it and cannot be asked to load it."""
-    if adapter.engine_name in candidate.replica.resident:
-        return candidate
-    return replace(candidate, resident=False) if may_load(candidate, adapter) else None
+def _able(instances: Iterable[Instance], adapter: Adapter) -> tuple[Candidate, ...]:
+    """The ready replicas that have the adapter or can be asked to load it."""
+    name, region, found = adapter.engine_name, adapter.region, []
+    for instance in instances:
+        tier, takes = 0 if instance.account is not None else 1, _takes(instance, adapter)
+        for replica in instance.replicas:
+            if replica.ready and (region is None or replica.region == region):
+                resident = name in replica.resident
+                if resident or (takes and replica.agent_url is not None):
+                    found.append(Candidate(instance, replica, tier, resident))
+    return tuple(found)
 
 
 def _ready(instances: Iterable[Instance], region: str | None) -> tuple[Candidate, ...]:
