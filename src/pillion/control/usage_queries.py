@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 from typing import Literal
+
+from msgspec.structs import astuple
 
 from pillion.control.charges import month_of
 from pillion.control.context import Control
@@ -77,20 +79,20 @@ async def snapshot(control: Control, who: Principal) -> UsageSnapshot:
     until = control.clock()
     since = since_of("month", until)
     async with control.db.read() as tx:
-        by_model = await tx.usage.sums(who.account, since=since, until=until, group="model")
-        by_day = await tx.usage.sums(who.account, since=since, until=until, group="day")
-        by_adapter = await tx.usage.sums(who.account, since=since, until=until, group="adapter")
+        parts = await tx.usage.breakdown(who.account, since=since, until=until)
         paid = await tx.ledger.spent(who.account, since=since, until=until)
         by_date = await tx.ledger.spent(who.account, since=since, until=until, by_day=True)
         wallet = await tx.ledger.wallet(who.account)
-    total = _total(by_model)
-    through = _total([one for one in by_adapter if one.group])
+    total = _total([one for *_, one in parts])
+    through = _total([one for _, _, adapter, one in parts if adapter])
+    days = _by([(day, one) for day, _, _, one in parts])
+    models = sorted(_by([(model, one) for _, model, _, one in parts]), key=lambda one: one.group)
     return UsageSnapshot(
         since=since,
         until=until,
         total=total,
-        by_model=[_view(one, "model", {}) for one in by_model],
-        by_day=[_view(one, "day", {}) for one in by_day],
+        by_model=[_view(one, "model", {}) for one in models],
+        by_day=[_view(one, "day", {}) for one in days],
         adapter_coverage=Coverage(
             requests=_share(through.requests, total.requests),
             tokens=_share(through.total_tokens, total.total_tokens),
@@ -135,11 +137,20 @@ def _view(one: UsageSum, group: Group, names: dict[str, str]) -> UsageSumView:
 
 
 def _total(groups: list[UsageSum]) -> UsageSumView:
-    fields = ("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens")
-    sums = {name: sum(getattr(one, name) for one in groups) for name in fields}
-    cost = sum(one.cost for one in groups) // 1000
-    total = sums["prompt_tokens"] + sums["completion_tokens"]
-    return UsageSumView("", None, **sums, total_tokens=total, cost=cost)
+    return _view(_added("", groups), "model", {})
+
+
+def _by(parts: Iterable[tuple[str, UsageSum]]) -> list[UsageSum]:
+    """Added up by the first, in the order in which they come."""
+    found: dict[str, list[UsageSum]] = {}
+    for group, one in parts:
+        found.setdefault(group, []).append(one)
+    return [_added(group, sums) for group, sums in found.items()]
+
+
+def _added(group: str, sums: Iterable[UsageSum]) -> UsageSum:
+    columns = zip(*(astuple(one)[1:] for one in sums), strict=True)
+    return UsageSum(group, *([sum(column) for column in columns] or [0] * 5))
 
 
 def _date(day: str) -> str:

@@ -15,6 +15,7 @@ from pillion.store.tables import api_keys, usage_events, usage_hours, usage_spoo
 
 HOUR_S = 3600
 Sums = list[UsageSum]
+Parts = list[tuple[str, str, bool, UsageSum]]
 Group = Literal["model", "adapter", "key", "day", "instance"]
 _SUMS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens", "cost")
 _KEY = (
@@ -99,19 +100,37 @@ class Usage:
     async def sums(self, account: str, *, since: float, until: float, group: Group | None = None) -> Sums:
         """By the hour: of every hour that begins in [`since`, `until`). Without a group one row, or none."""
         by = _groups()[group] if group else sa.literal("")
-        errors = sa.func.sum(sa.case((usage_hours.c.outcome == "ok", 0), else_=usage_hours.c.requests))
-        columns = [by.label("group"), errors.label("errors")]
-        columns += [sa.func.sum(usage_hours.c[name]).label(name) for name in _SUMS]
-        statement = sa.select(*columns).where(
-            owned(usage_hours, account),
-            usage_hours.c.hour >= int(since // HOUR_S),
-            usage_hours.c.hour < -int(-until // HOUR_S),
-        )
+        statement = _summed(account, since, until, by.label("group"))
         found = (await self._session.run(statement.group_by(sa.text("1")).order_by(sa.text("1")))).mappings()
-        return [UsageSum(str(row["group"]), *(int(row[name]) for name in _ORDER)) for row in found]
+        return [_sum(row, str(row["group"])) for row in found]
+
+    async def breakdown(self, account: str, *, since: float, until: float) -> Parts:
+        """In one look: by day, base model, and whether through an adapter; days in their order."""
+        by = _groups()
+        through = sa.case((usage_hours.c.adapter_id == "", 0), else_=1).label("through")
+        statement = _summed(
+            account, since, until, by["day"].label("day"), by["model"].label("model"), through
+        )
+        found = (await self._session.run(statement.group_by(sa.text("1, 2, 3")))).mappings()
+        rows = [(str(row["day"]), str(row["model"]), bool(row["through"]), _sum(row, "")) for row in found]
+        return sorted(rows, key=lambda row: (int(row[0]), row[1:3]))
 
 
 _ORDER = ("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens", "cost")
+
+
+def _summed(account: str, since: float, until: float, *by: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    errors = sa.func.sum(sa.case((usage_hours.c.outcome == "ok", 0), else_=usage_hours.c.requests))
+    sums = [sa.func.sum(usage_hours.c[name]).label(name) for name in _SUMS]
+    return sa.select(*by, errors.label("errors"), *sums).where(
+        owned(usage_hours, account),
+        usage_hours.c.hour >= int(since // HOUR_S),
+        usage_hours.c.hour < -int(-until // HOUR_S),
+    )
+
+
+def _sum(row: sa.RowMapping, group: str) -> UsageSum:
+    return UsageSum(group, *(int(row[name]) for name in _ORDER))
 
 
 def _groups() -> dict[str, sa.ColumnElement[Any]]:
