@@ -40,6 +40,7 @@ VALUES = {
     "artifacts.url": "file:///somewhere",
     "server.trusted_proxies": "10.0.0.0/8",
     "oidc.issuer": "https://id.example.com",
+    "tracing.sample": "0.5",
 }
 
 

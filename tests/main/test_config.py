@@ -124,6 +124,7 @@ def test_other_variables_are_no_matter(tmp_path: Path) -> None:
         ("[limits]\ndrain_s = -1", "limits.drain_s"),
         ("[tiers]\nshared_adapters = 0", "tiers.shared_adapters"),
         ("[auth]\nsession_hours = 0", "auth.session_hours"),
+        ("[tracing]\nsample = 1.5", "tracing.sample"),
         ('[server]\ntrusted_proxies = "10.0.0.1/8"', "server.trusted_proxies"),
         ('[oidc]\nissuer = "http://id.example.com"', "oidc.issuer"),
         ("[[models]]\nname = 'x'", "models"),

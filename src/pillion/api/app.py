@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -34,6 +35,9 @@ from pillion.api.errors import ErrorBody
 from pillion.api.limits import BodyLimit
 from pillion.control.context import Control
 from pillion.core.errors import InvalidRequestError, NotFoundError, PillionError, RequestTooLargeError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 log = structlog.get_logger(__name__)
 
@@ -85,12 +89,19 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     return error_response(PillionError("something went wrong on our side; the log has the details."))
 
 
-def build(control: Control) -> FastAPI:
+def build(control: Control, tracer_provider: TracerProvider | None = None) -> FastAPI:
     """The application over `control`. Errors of every kind come in OpenAI's shape."""
     app = FastAPI(
         title="Pillion",
         version=__version__,
         description="Many LoRA adapters on a few running base models.",
+        telemetry={
+            "tracing": tracer_provider is not None,
+            "tracer_provider": tracer_provider,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+        },
         redirect_slashes=False,  # a gateway is in front: where to would be wrong
         generate_unique_id_function=lambda route: route.name,
         responses={

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class GatewayConfig:
     `spool_dir`: where usage waits for control, shared by all workers of a gateway; `spool` in `state_dir` if not given.
     `metrics_dir`: where workers of one gateway leave their metrics for each other; None where there is one process.
     `trusted_proxies`: CIDRs of proxies in front, whose `x-forwarded-for` is believed.
+    `tracer`: of OpenTelemetry; None: no spans. `access_log`: a line for each request that an engine was asked for.
     `snapshot_max_age_s`: how long after control's last word the kept snapshot still routes.
     `media_urls`: whether requests may name media by URL (engines would fetch them). `allowed_extras`: names of
     engine-specific request fields that are passed on top of those that `body` allows.
@@ -55,3 +60,5 @@ class GatewayConfig:
     spool_dir: Path | None = None
     metrics_dir: Path | None = None
     trusted_proxies: tuple[str, ...] = ()
+    tracer: Tracer | None = None
+    access_log: bool = False

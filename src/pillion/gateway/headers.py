@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from pillion.core.errors import AmbiguousRefError, InvalidRequestError
 from pillion.core.routing import ADAPTER_HEADER, Candidate, Route
@@ -101,6 +101,13 @@ def to_engine(head: Head, request_id: str, length: int) -> bytes:
         kept = "".join([f"{name}: {value}\r\n" for name, value in head.fields if name in TO_ENGINE])
         head.kept["to_engine"] = kept
     return f"{kept}x-request-id: {request_id}\r\ncontent-length: {length}\r\n\r\n".encode("latin-1")
+
+
+def to_engine_traced(head: Head, request_id: str, length: int, carried: Mapping[str, str]) -> bytes:
+    """The same as part of a trace of ours: `carried` says of which."""
+    kept = [(n, v) for n, v in head.fields if n in TO_ENGINE and n not in ("traceparent", "tracestate")]
+    fields = [*kept, *carried.items(), ("x-request-id", request_id), ("content-length", str(length))]
+    return "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("latin-1") + b"\r\n"
 
 
 def to_control(head: Head, client: str, request_id: str) -> list[tuple[str, str]]:

@@ -42,6 +42,7 @@ from pillion.gateway.metrics import Metrics
 from pillion.gateway.outbound import Outbound, Pool, RawFields
 from pillion.gateway.plans import Plan, Plans
 from pillion.gateway.tokens import Wanted
+from pillion.gateway.tracing import Tracing
 from pillion.gateway.tries import Deadly, NotResident, Tries
 
 log = structlog.get_logger(__name__)
@@ -69,6 +70,7 @@ class Inference:
     budgets: Budgets
     clock: Callable[[], float]
     new_id: Callable[[], str]
+    tracing: Tracing | None
     random: Callable[[], float]
 
     def receive(self, head: Head, connection: Inbound) -> InferenceExchange:
@@ -120,6 +122,7 @@ class InferenceExchange:
         "_size",
         "_ticket",
         "_told_at",
+        "_trace",
         "_tries",
         "_upstream",
         "_waiting",
@@ -144,6 +147,8 @@ class InferenceExchange:
         # The engine gets a request id of ours: two clients may choose the same.
         own = head.first("x-request-id") is None
         self._engine_id = client.request_id if own else inference.new_id()
+        tracing = inference.tracing
+        self._trace = None if tracing is None else tracing.begin(head, key, client.request_id)
         self._plan: Plan | None = None
         self._held: str | None = None
         self._upstream: Outbound | None = None
@@ -378,7 +383,12 @@ class InferenceExchange:
         assert plan is not None
         self._upstream = connection
         body = encode(self._document, plan.name, self._salt(plan.candidate))
-        connection.send(self, plan.prefix + headers.to_engine(self._head, self._engine_id, len(body)) + body)
+        if self._trace is None:
+            fields = headers.to_engine(self._head, self._engine_id, len(body))
+        else:
+            carried = self._trace.carried()
+            fields = headers.to_engine_traced(self._head, self._engine_id, len(body), carried)
+        connection.send(self, plan.prefix + fields + body)
         if self._choked:
             connection.pause()
 
@@ -477,6 +487,9 @@ class InferenceExchange:
             self._in.budgets.settle(self._account, self._charge.reserved, spent)
         if self._held is not None:
             self._let_go()
+        if self._trace is not None:
+            counted = () if self._reply is None else self._reply.tokens.counted
+            self._trace.end(status, self._model, self._plan, counted, self._cold)
         ticket, self._ticket = self._ticket, None
         if ticket is None:
             return

@@ -26,9 +26,19 @@ class MeteringFullError(UnavailableError):
 
 
 class Meter:
-    """`told` is called when there is something on the disk to report. Make it inside a running loop."""
+    """`told` is called when there is something on the disk to report, `access` with each request at its end.
 
-    def __init__(self, spool: Spool, clock: Callable[[], float], told: Callable[[], None]) -> None:
+    Make it inside a running loop.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        clock: Callable[[], float],
+        told: Callable[[], None],
+        access: Callable[[Used], None] | None = None,
+    ) -> None:
+        self._access = access
         self._spool = spool
         self._clock = clock
         self._told = told
@@ -80,6 +90,8 @@ class Meter:
 
     def close(self, used: Used, number: int) -> None:
         self._put(lambda: self._spool.tell(used, number))
+        if self._access is not None:
+            self._access(used)
 
     async def settled(self) -> None:
         """All that was put down is on the disk."""
@@ -113,6 +125,30 @@ class Meter:
             log.error("usage not on the disk", error=str(error))
         finally:
             self._syncing = None
+
+
+def told_in_log(used: Used) -> None:
+    """The access log."""
+    log.info(
+        "request",
+        request_id=used.request_id,
+        account=used.account,
+        key=used.key,
+        model=used.model,
+        base=used.base,
+        adapter=used.adapter,
+        version=used.version,
+        instance=used.instance,
+        replica=used.replica,
+        region=used.region,
+        status=used.status,
+        prompt_tokens=used.prompt_tokens,
+        cached_tokens=used.cached_tokens,
+        completion_tokens=used.completion_tokens,
+        ttft_ms=None if used.ttft_ms is None else round(used.ttft_ms, 3),
+        duration_ms=round(used.duration_ms, 3),
+        cold=used.cold,
+    )
 
 
 class Ticket:

@@ -31,7 +31,7 @@ from pillion.gateway.inference import Inference
 from pillion.gateway.kept import KeptSnapshot, gateway_id
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.limits import KeyLimits
-from pillion.gateway.metering import Meter
+from pillion.gateway.metering import Meter, told_in_log
 from pillion.gateway.metrics import Metrics
 from pillion.gateway.onward import ToContainer, ToControl
 from pillion.gateway.outbound import Pool
@@ -40,6 +40,7 @@ from pillion.gateway.plans import Plans
 from pillion.gateway.reports import ControlLedger, Reports, Sharing, UntoldError
 from pillion.gateway.siblings import Siblings
 from pillion.gateway.spool import own_and_orphans
+from pillion.gateway.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -130,7 +131,7 @@ async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, Pool]]
             own_and_orphans, config.spool_dir or config.state_dir / "spool", config.limits.spool_bytes
         )
         reports = Reports(ledger, spool, orphans, time.time, random.random)
-        meter = Meter(spool, time.time, reports.told)
+        meter = Meter(spool, time.time, reports.told, told_in_log if config.access_log else None)
         rates = KeyLimits(time.time())
         budgets = Budgets(ledger, spool.id, secrets.token_hex(8), time.time)
         sharing = Sharing(ledger, rates, name, time.time)
@@ -189,6 +190,7 @@ def _app(
             budgets=budgets,
             clock=time.time,
             new_id=new_id,
+            tracing=Tracing(config.tracer) if config.tracer is not None else None,
             random=random.random,
         ),
         control=ToControl(pool, config.control_url, door),

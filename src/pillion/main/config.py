@@ -37,6 +37,7 @@ class Artifacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Days = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Hours = Annotated[float, msgspec.Meta(gt=0, le=8760)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Workers = Annotated[int, msgspec.Meta(ge=1, le=256)]
@@ -57,6 +58,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     snapshot_max_age_s: Seconds = 86400.0
     workers: Workers = 1
     trusted_proxies: str = ""
+    access_log: bool = False
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,6 +111,13 @@ class Tiers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         }
 
 
+class Tracing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`endpoint`: a collector's, for OTLP over HTTP; no traces without one. `sample`: of traces that begin here."""
+
+    endpoint: str = ""
+    sample: Share = 1.0
+
+
 class Billing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = False
 
@@ -130,6 +139,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     auth: Auth = Auth()
     oidc: Oidc = Oidc()
     billing: Billing = Billing()
+    tracing: Tracing = Tracing()
     retention: Retention = Retention()
     regions: tuple[Region, ...] = ()
     models: tuple[CatalogueModel, ...] = ()

@@ -30,6 +30,7 @@ from pillion.fleet.local import LocalProvisioner
 from pillion.main.config import Config, ConfigError
 from pillion.main.files import private_once, write_private
 from pillion.main.lifetime import Stop
+from pillion.main.tracing import tracer_provider
 from pillion.store.database import Database
 
 IMPORTS = 4  # at a time
@@ -46,7 +47,10 @@ async def control(
     """Run until told to stop; the exit status. Engines end too, unless they are kept or the parent just died."""
     stop = Stop()
     stop.listen()
+    provider = tracer_provider(config, "control")
     async with AsyncExitStack() as stack:
+        if provider is not None:
+            stack.push_async_callback(asyncio.to_thread, provider.shutdown)
         ctl = await _compose(config, stack)
         await _bootstrap(ctl, config)
         await pools.ensure(ctl)
@@ -66,7 +70,7 @@ async def control(
         # What the API says of replicas is known only after a first look at them.
         await ctl.controller.ticked.wait(0, FIRST_LOOK_S)
         servers = [
-            _server(api_app.build(ctl), api),
+            _server(api_app.build(ctl, provider), api),
             _server(internal_app.build(ctl, internal_token), internal),
         ]
         try:

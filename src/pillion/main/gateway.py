@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pillion.gateway import GatewayConfig, serve
 from pillion.main.config import Config
 from pillion.main.lifetime import Stop
 from pillion.main.supervise import Part, listen_apart, supervise
+from pillion.main.tracing import tracer_provider
 
 
 async def gateway(
@@ -26,6 +28,7 @@ async def gateway(
     """
     stop = Stop()
     stop.listen()
+    provider = tracer_provider(config, "gateway")
     home = config.data_dir / "gateway"
     await serve(
         GatewayConfig(
@@ -39,10 +42,14 @@ async def gateway(
             port=config.server.port,
             snapshot_max_age_s=config.server.snapshot_max_age_s,
             trusted_proxies=config.trusted_proxies,
+            access_log=config.server.access_log,
+            tracer=None if provider is None else provider.get_tracer("pillion.gateway"),
         ),
         stop.event,
         listener=public,
     )
+    if provider is not None:
+        await asyncio.to_thread(provider.shutdown)
     return 0
 
 
