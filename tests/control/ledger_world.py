@@ -29,7 +29,7 @@ DAY = 24 * HOUR
 RATE = 3_600_000  # a millisecond of one costs 1
 
 
-class DiedError(Exception):
+class DiedError(BaseException):
     """The process ends here."""
 
 

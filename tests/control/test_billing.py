@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+import sqlalchemy as sa
 
 from pillion.control import wallets
 from pillion.control.billing import Billing
@@ -277,6 +278,24 @@ async def test_dying_at_any_commit_loses_and_doubles_nothing(world: World) -> No
         for after in (False, True):
             found, _ = await play(at, after)
             assert found == whole, (at, after)
+
+
+async def test_what_fails_for_one_does_not_hold_up_the_others(
+    office: Office, world: World, who: Principal
+) -> None:
+    other = await world.account(office.control, "other")
+    ids = []
+    for one in (who, other):
+        await office.topup(one, HOLD)
+        ids.append((await office.launch(one)).id)
+    async with office.control.db.transaction() as tx:
+        broken = sa.text("UPDATE instances SET spec = '{}' WHERE id = :id AND account_id = :account")
+        await tx.everyone._session.run(broken.bindparams(id=ids[0], account=who.account))
+    for one, id in zip((who, other), ids, strict=True):
+        await office.stop(one, id)
+    await office.billing.step()
+    assert await office.balances(other) == (HOLD, 0)
+    assert await office.balances(who) == (0, HOLD)
 
 
 async def test_two_controls_at_once_do_no_harm(office: Office, world: World, who: Principal) -> None:

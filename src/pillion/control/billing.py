@@ -7,11 +7,12 @@ may end anywhere, be repeated, or be done by two controls: nothing is lost or do
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Sequence
 
 import structlog
 
 from pillion.billing.settlement import Settlement, first_hold, settle
-from pillion.billing.tariff import Terms
+from pillion.billing.tariff import Tariff, Terms
 from pillion.control import slices
 from pillion.control.charges import find_spent_keys
 from pillion.control.context import Control
@@ -19,7 +20,7 @@ from pillion.control.plan import spec_of
 from pillion.control.prices import tariff_of
 from pillion.core.errors import InsufficientBalanceError, UnavailableError
 from pillion.core.launch import InstanceSpec
-from pillion.core.money import HOLD_HOURS, Bill, Transfer, decimal, ms
+from pillion.core.money import HOLD_HOURS, Bill, Run, Transfer, decimal, ms
 from pillion.store.leases import LeaseLostError
 from pillion.store.rows import Instance, Lease
 from pillion.store.transaction import Tx
@@ -27,6 +28,7 @@ from pillion.store.transaction import Tx
 log = structlog.get_logger(__name__)
 
 EVERY_S = 2.0
+OFF_S = 60.0
 LEASE = "billing"
 LEASE_S = 10.0
 CHECK_S = 3600.0
@@ -64,20 +66,23 @@ class Billing:
         self._checked_at = 0.0
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. With billing off only what is left from when it was on."""
+        billing = self._control.settings.billing
         while True:
+            pause = EVERY_S
             try:
-                if self._control.settings.billing:
+                if billing:
                     await find_spent_keys(self._control)
                 if await self._lead():
                     await self.step()
+                    pause = EVERY_S if billing else OFF_S
             except LeaseLostError:
                 self._lease = None
             except UnavailableError as error:
                 log.warning("billing_waits_for_database", error=error.message)
             except Exception:
                 log.exception("billing_step_failed")
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(pause)
 
     async def step(self) -> None:
         """Everything that is due now."""
@@ -89,15 +94,13 @@ class Billing:
             owing = await tx.runs.owing(int(now // 3600))
             lapsed = await tx.runs.lapsed(now - slices.GRACE_S)
         for account in lapsed:
-            await slices.expire(control, account)
+            await self._alone(slices.expire(control, account), account)
         for row in missing:
-            await self._settle(await self._begin(row), row)
+            await self._alone(self._begin(row), f"instance:{row.id}")
         for bill, row, runs in found:
-            ended = self._ended(row)
-            if ended or settle(bill, runs, tariff, terms_of(spec_of(row)), {}, 0, ms(now), ended=False):
-                await self._settle(bill, row)
+            await self._alone(self._look(bill, row, runs, tariff, now), f"instance:{row.id}")
         for account in owing:
-            await self._post(account)
+            await self._alone(self._post(account), account)
         if now - self._checked_at >= CHECK_S:
             self._checked_at = now
             await self.check()
@@ -126,13 +129,29 @@ class Billing:
     def _ended(self, row: Instance) -> bool:
         return row.wanted != "running" or not self._control.settings.billing
 
-    async def _begin(self, row: Instance) -> Bill:
+    async def _alone(self, work: Awaitable[None], what: str) -> None:
+        """What fails for one must not hold up the others."""
+        try:
+            await work
+        except (LeaseLostError, UnavailableError):
+            raise
+        except Exception:
+            log.exception("billing_failed", what=what)
+
+    async def _look(self, bill: Bill, row: Instance, runs: Sequence[Run], tariff: Tariff, now: float) -> None:
+        """Settles what is due, which this tells without a lock."""
+        terms = terms_of(spec_of(row))
+        if self._ended(row) or settle(bill, runs, tariff, terms, {}, 0, ms(now), ended=False):
+            await self._settle(bill, row)
+
+    async def _begin(self, row: Instance) -> None:
         """Billing was turned on while it ran: its time is charged from now on, and its hold is due at once."""
         assert row.account_id is not None
         async with self._control.db.transaction() as tx:
             await self._fence(tx)
             await tx.ledger.lock(row.account_id)
-            return await tx.bills.begin(row.account_id, row.id, self._control.clock())
+            bill = await tx.bills.begin(row.account_id, row.id, self._control.clock())
+        await self._settle(bill, row)
 
     async def _settle(self, bill: Bill, row: Instance) -> None:
         account, now = bill.account_id, self._control.clock()

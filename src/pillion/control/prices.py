@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from pillion.billing.tariff import Tariff
 from pillion.control.billing_views import PriceView
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.views import Page
-from pillion.core.errors import InvalidRequestError
+from pillion.core.errors import InvalidRequestError, NameTakenError
 from pillion.core.money import MAX_HOURLY, MAX_PER_MILLION, Price, PriceKind, micros, ms
 from pillion.store.transaction import Tx
 
@@ -23,9 +25,10 @@ async def ensure(control: Control) -> None:
         for gpu in control.catalogue.gpu_types:
             rate = micros(gpu.rate_per_hour, "rate_per_hour")
             if rate != last.get(gpu.name, 0):
-                await tx.prices.add(
-                    "gpu_hour", gpu.name, hourly=rate, effective_ms=ms(now), source=CONFIG, now=now
-                )
+                with contextlib.suppress(NameTakenError):  # another control starts in this very millisecond
+                    await tx.prices.add(
+                        "gpu_hour", gpu.name, hourly=rate, effective_ms=ms(now), source=CONFIG, now=now
+                    )
 
 
 async def tariff_of(tx: Tx) -> Tariff:
