@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from msgspec.structs import replace
@@ -53,14 +53,11 @@ class Mirror:
             parts[account] = before if before == part else part
             if part == NOTHING:
                 del parts[account]
-        differ = [
-            account
-            for account in (parts.keys() | self.parts.keys() if changed is None else changed)
-            if parts.get(account) is not self.parts.get(account)
-        ]
+        accounts = parts.keys() | self.parts.keys() if changed is None else changed
+        differ = any(parts.get(account) is not self.parts.get(account) for account in accounts)
         self.parts = parts
         if differ:
-            self.rows = replace(_merged(self.rows, differ, parts), prices=self.rows.prices)
+            self.rows = replace(_whole(parts.values()), prices=self.rows.prices)
 
 
 def _by_account(rows: SnapshotRows, accounts: Iterable[Account]) -> dict[Account, SnapshotRows]:
@@ -80,33 +77,21 @@ def _by_account(rows: SnapshotRows, accounts: Iterable[Account]) -> dict[Account
     return {a: SnapshotRows(**lists, suspended=rows.suspended & {a}) for a, lists in found.items()}
 
 
-def _merged(
-    rows: SnapshotRows, differ: Iterable[Account], parts: Mapping[Account, SnapshotRows]
-) -> SnapshotRows:
-    """All rows, those of `differ` as they are in `parts` now, in the order of their ids."""
-    gone = set(differ)
-    there = [parts[account] for account in gone if account in parts]
-    lists = {
-        name: sorted(
-            [
-                *(row for row in getattr(rows, name) if owner(row) not in gone),
-                *(row for part in there for row in getattr(part, name)),
-            ],
-            key=_ORDER[name],
-        )
-        for name, owner in _OWNERS.items()
-    }
-    suspended = {account for account in rows.suspended if account not in gone}
-    return SnapshotRows(**lists, suspended=frozenset(suspended.union(*(part.suspended for part in there))))
+def _whole(parts: Collection[SnapshotRows]) -> SnapshotRows:
+    """All rows: attachments and instances by id, the rest account by account."""
+    return SnapshotRows(
+        keys=[row for part in parts for row in part.keys],
+        models=[row for part in parts for row in part.models],
+        adapters=[row for part in parts for row in part.adapters],
+        attachments=sorted((row for part in parts for row in part.attachments), key=lambda row: row.id),
+        instances=sorted((row for part in parts for row in part.instances), key=lambda row: row.id),
+        suspended=frozenset(account for part in parts for account in part.suspended),
+    )
 
 
 def _account(row: Any) -> Account:
     account: Account = row.account_id
     return account
-
-
-def _id(row: Any) -> Any:
-    return row.id
 
 
 _OWNERS: dict[str, Callable[[Any], Account]] = {
@@ -115,11 +100,4 @@ _OWNERS: dict[str, Callable[[Any], Account]] = {
     "adapters": lambda row: _account(row.adapter),
     "attachments": _account,
     "instances": _account,
-}
-_ORDER: dict[str, Callable[[Any], Any]] = {
-    "keys": _id,
-    "models": _id,
-    "adapters": lambda row: row.adapter.row_id,
-    "attachments": _id,
-    "instances": _id,
 }

@@ -161,10 +161,14 @@ def difference(before: Snapshot, after: Snapshot) -> Delta | None:
     """What `patched` makes `after` of; None where only a whole snapshot does: the pepper is another."""
     if before.pepper != after.pepper:
         return None
-    adapters = {_place(adapter): adapter for adapter in before.adapters}
+    # Nearly all are the same objects: only the others are looked at.
+    there, still = set(map(id, before.adapters)), set(map(id, after.adapters))
+    adapters = {_place(a): a for a in before.adapters if id(a) not in still}
     instances = {instance.id: instance for instance in before.instances}
     keys: dict[str, Key | None] = {
-        lookup: key for lookup, key in after.keys.items() if before.keys.get(lookup) != key
+        lookup: key
+        for lookup, key in after.keys.items()
+        if (known := before.keys.get(lookup)) is not key and known != key
     }
     keys |= dict.fromkeys(before.keys.keys() - after.keys.keys())
     return Delta(
@@ -173,7 +177,9 @@ def difference(before: Snapshot, after: Snapshot) -> Delta | None:
         made_at=after.made_at,
         keys=keys,
         models=None if before.models == after.models else after.models,
-        adapters=tuple(a for a in after.adapters if (b := adapters.pop(_place(a), None)) is not a and b != a),
+        adapters=tuple(
+            a for a in after.adapters if id(a) not in there and adapters.pop(_place(a), None) != a
+        ),
         gone_adapters=tuple(adapters),
         instances=tuple(i for i in after.instances if instances.pop(i.id, None) != i),
         gone_instances=tuple(instances),
