@@ -133,6 +133,7 @@ class Residents:
         held = (a.name for a in state.adapters if a.resident and (a.open or a.name not in wanted))
         self._table = Table([*failed, *(Residency(name, "loaded", self._now()) for name in held)])
         self._attached = _Attached(engine)
+        self._show()  # before it is told that the engine is up: nothing of the one before is there
         self._wake.set()
 
     async def detach(self) -> None:

@@ -193,7 +193,8 @@ def slots_of(adapter: Adapter) -> int:
 async def make_room(
     control: Control, tx: Tx, instance: Instance, capacity: int, but: Attachment | None, need: int = 1
 ) -> None:
-    """End the oldest unpinned loads until `need` slots are free, leaving `but` out of account. The instance is locked.
+    """End unpinned loads until `need` slots are free, leaving `but` out of account: those that had to make room already, then
+    the oldest. The instance is locked.
 
     Raises `InstanceAtCapacityError` where too many are held.
     """
@@ -203,7 +204,7 @@ async def make_room(
     canaries = await tx.everyone.canaries(instance.id)
     taken = sum(1 + (row.adapter_row_id in canaries) for row in rows)
     loads = [row for row in rows if row.hold == "loaded" and not row.pinned]
-    loads.sort(key=lambda row: (row.created_at, row.id))
+    loads.sort(key=lambda row: (row.state != "registered", row.created_at, row.id))
     while taken + need > capacity:
         if not loads:
             here = f"{capacity} slots of instance {instance.id}"
