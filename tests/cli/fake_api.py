@@ -185,6 +185,36 @@ EXPLAINED = {
 }
 
 
+WALLET = {"enabled": True, "available": 2_490_000, "held": 0, "free": 2_000_000, "leased": 490_000, "owed": 0}
+TRANSACTION = {
+    "object": "transaction",
+    "id": 1,
+    "at": 1_700_000_000.0,
+    "kind": "topup",
+    "amount": 2_490_000,
+    "available_change": 2_490_000,
+    "held_change": 0,
+    "balance_after": 2_490_000,
+    "held_after": 0,
+    "subject": "account",
+    "model": None,
+    "note": "thanks",
+}
+PRICE = {
+    "object": "price",
+    "id": 1,
+    "kind": "gpu_hour",
+    "item": "H100",
+    "region": "eu-1",
+    "hourly": 2_490_000,
+    "input": None,
+    "output": None,
+    "effective_at": 1_700_000_000.0,
+    "source": "config",
+    "created_at": 1_700_000_000.0,
+}
+
+
 class FakeApi:
     """`requests` are (method, path with query, body). The states of `attaching` and `starting` are told one by one."""
 
@@ -390,6 +420,12 @@ class FakeApi:
             ("POST", "/v1/admin/accounts", always(lambda: account, 201)),
             ("POST", "/v1/admin/accounts/{id}/keys", always(lambda: SECRET, 201)),
             ("GET", "/v1/usage/summary", pages({"adapter": "pirate", "requests": 3, "tokens": 42})),
+            ("GET", "/v1/billing/snapshot", always(lambda: {"wallet": WALLET, "paid": 1_500_000})),
+            ("GET", "/v1/billing/transactions", pages(TRANSACTION)),
+            ("GET", "/v1/admin/credits", pages(TRANSACTION)),
+            ("POST", "/v1/admin/credits", always(lambda: TRANSACTION, 201)),
+            ("GET", "/v1/admin/prices", pages(PRICE)),
+            ("POST", "/v1/admin/prices", always(lambda: PRICE, 201)),
             ("POST", "/v1/chat/completions", self._chat),
         ]
 

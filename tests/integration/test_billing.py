@@ -102,6 +102,9 @@ def test_invoices_hold_through_kills_and_nobody_overspends(tmp_path: Path) -> No
         spent = sum(100 * (e.prompt_tokens or 0) + 300 * (e.completion_tokens or 0) for e in b.usage.events())
         assert 0 < spent <= funds
 
+        wallet = a.usage.snapshot()["wallet"]
+        assert wallet["enabled"] is True
+        assert wallet["held"] == 864 * 10**6
         a.instances.stop(instance)
         until(lambda: a.instances.get(instance).state == "stopped", "the instance stopped")
         until(lambda: list(a.billing.transactions(kind="refund")), "the refund")

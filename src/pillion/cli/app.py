@@ -31,6 +31,7 @@ ORDER = (
     "events",
     "audit",
     "usage",
+    "balance",
     "transactions",
     "keys",
     "members",
@@ -96,6 +97,7 @@ app.command("regions")(models.regions)
 app.command("gpu-types")(models.gpu_types)
 app.command("chat")(chat.chat)
 app.command("usage")(account.usage)
+app.command("balance")(billing.balance)
 app.command("transactions")(billing.transactions)
 app.add_typer(billing.prices, name="prices")
 app.add_typer(billing.credits, name="credits")

@@ -1,4 +1,4 @@
-"""`pillion transactions`, `pillion prices`, `pillion credits`."""
+"""`pillion balance`, `pillion transactions`, `pillion prices`, `pillion credits`."""
 
 from __future__ import annotations
 
@@ -47,6 +47,23 @@ def transactions(ctx: typer.Context, kind: OfKind = None, limit: Limit = None, a
         output.print_records(
             client.billing.transactions(kind=kind, limit=limit), columns.TRANSACTIONS, as_json
         )
+
+
+def balance(ctx: typer.Context, as_json: Json = False) -> None:
+    """Show the account's balance, and what it paid since the month began (UTC)."""
+    from pillion.cli import output
+
+    with session(ctx) as client:
+        snapshot = client.usage.snapshot()
+    wallet = snapshot.get("wallet") or {}
+    if as_json:
+        output.print_json({**wallet, "paid": snapshot.get("paid", 0)})
+        return
+    if not wallet.get("enabled"):
+        output.note("billing is off: everything is free")
+    rows = [(name, wallet.get(name, 0)) for name in ("available", "held", "free")]
+    rows.append(("paid this month", snapshot.get("paid", 0)))
+    output.print_rows(["", "amount"], [[name, output.money(amount)] for name, amount in rows])
 
 
 @prices.command("list")
