@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from pillion.core.routing import Routes
 from pillion.core.snapshot import Adapter, Instance
 from pillion.gateway import Limits
+from pillion.gateway.cold import Asked, Cold, Outcome
+from pillion.gateway.knowledge import Knowledge
 from tests.gateway.conftest import Town
 from tests.gateway.site import Control, Engine, chat, free_url, listening, site
 from tests.gateway.test_retries import die, fenced
-from tests.gateway.world import make_adapter, make_instance, make_key, make_replica, make_snapshot
+from tests.gateway.world import ACME, make_adapter, make_instance, make_key, make_replica, make_snapshot
 
 COLD = make_adapter(1, instances=(), rank=8, permit=b"signed")
 
@@ -284,3 +287,31 @@ async def test_own_replicas_that_are_full_leave_it_to_the_pool(place: Place) -> 
     status, headers, _ = await place.chat()
     assert (status, headers["x-pillion-instance"]) == (200, "2")
     assert "cache_salt" in place.b.engine.body
+
+
+async def test_what_a_gateway_saw_goes_before_the_snapshot_until_that_is_newer() -> None:
+    class NoLoads:
+        async def load(self, url: str, load_key: str, permit: bytes) -> Asked:
+            return Asked(Outcome.LOADED)
+
+    replicas = [make_replica(name, agent_url="http://agent") for name in ("a", "b")]
+    routes = Routes(make_snapshot(COLD, make_instance(1, *replicas, on_demand=True, max_rank=8)))
+    knowledge = Knowledge(lambda: 100.0, 1e9)
+    knowledge.apply(routes, confirmed_at=100.0)
+    cold = Cold(NoLoads(), knowledge, lambda: 100.0, lambda result: None, 10.0)
+    route = routes.resolve(ACME, "ft1:1", None, 100.0)
+    assert cold.route(route) is route
+    done: asyncio.Future[Asked] = asyncio.get_running_loop().create_future()
+    cold.load(route, route.candidates[1], 5.0, done.set_result)
+    assert (await done).outcome is Outcome.LOADED
+    seen = cold.route(route)
+    assert [(c.replica.id, c.resident) for c in seen.candidates] == [
+        (route.candidates[1].replica.id, True),
+        (route.candidates[0].replica.id, False),
+    ]
+    assert cold.route(route) is seen, "plans are kept by identity"
+    cold.absent(route.candidates[1].replica.id, route)
+    assert not any(c.resident for c in cold.route(route).candidates)
+    knowledge.confirm(104.0)
+    assert cold.route(route) is route
+    await cold.close()
