@@ -19,6 +19,8 @@ from math import ceil
 from typing import NamedTuple, TypeVar
 
 BOUND = 1.25
+# The same of recent requests: a replica that is at its bound stays there, and is over it for a while where demand moves.
+PLACED = 1.2
 # Beyond so many replicas a request looks at a few: the best of several at random is nearly the best of all.
 LOOKED_AT = 16
 # So many recent requests beyond its part a replica may have: with little traffic there is nothing to balance.
@@ -73,7 +75,7 @@ def pick(replicas: Sequence[str], warm: int, load: Load) -> int:
     recent = [load.recent.get(replica, 0.0) for replica in replicas]
     mean_busy, mean_recent = (sum(busy) + 1) / whole, (sum(recent) + load.one) / whole
     most, slack = BOUND * mean_busy, SLACK * load.one
-    free = max(BOUND * mean_recent, mean_recent + slack)
+    free = max(PLACED * mean_recent, mean_recent + slack)
     for index in range(warm):
         share = shares[index]
         if busy[index] < ceil(most * share) and recent[index] < free * share:
