@@ -11,6 +11,14 @@ from pillion.api.limits import MAX_BODY
 from pillion.core.errors import UnavailableError
 from tests.api.site import Site, found, refused
 
+WITHOUT_A_KEY = {
+    "/healthz",
+    "/v1/auth/login",
+    "/v1/auth/oidc",
+    "/v1/auth/oidc/callback",
+    "/v1/invites/accept",
+}
+
 
 class TestErrors:
     async def test_no_route(self, site: Site) -> None:
@@ -226,13 +234,13 @@ class TestDescription:
                 answers = operation["responses"]
                 assert {"4XX", "5XX"} <= set(answers), (method, path)
                 assert "422" not in answers, "a mistake in a request is a 400 here"
-                good = [answer for status, answer in answers.items() if status.startswith("2")]
+                good = [answer for status, answer in answers.items() if status[0] in "23"]
                 assert good
                 assert all(content.get("schema") for a in good for content in a["content"].values()), (
                     method,
                     path,
                 )
-                assert path == "/healthz" or operation.get("security"), (method, path)
+                assert path in WITHOUT_A_KEY or operation.get("security"), (method, path)
         assert len(ids) == len(set(ids))
 
     async def test_errors_are_described_as_they_come(self, described: dict[str, Any]) -> None:

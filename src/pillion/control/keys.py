@@ -10,12 +10,12 @@ from pillion.control.context import Control
 from pillion.control.views import KeyView, Page
 from pillion.core import addresses, keys
 from pillion.core.errors import (
-    AccountSuspendedError,
-    AddressNotAllowedError,
     InsufficientScopeError,
     InvalidApiKeyError,
     InvalidRequestError,
     NotFoundError,
+    account_suspended,
+    address_not_allowed,
 )
 from pillion.core.names import new_id
 from pillion.core.permissions import Action, Role, may, may_give, refusal
@@ -84,9 +84,9 @@ def admitted(control: Control, caller: Caller, address: str) -> Principal:
     if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= control.clock()):
         raise _invalid()
     if row.allow and not addresses.within(address, row.allow):
-        raise AddressNotAllowedError(address)
+        raise address_not_allowed(address)
     if caller.suspended:
-        raise AccountSuspendedError
+        raise account_suspended()
     return Principal(row.account_id, row.id, frozenset(row.scopes), caller.role, row.created_by)
 
 

@@ -11,12 +11,12 @@ from pillion.control.keys import Principal, admitted, authenticate
 from pillion.control.people_views import SessionView, member_view
 from pillion.core import keys
 from pillion.core.errors import (
-    AccountSuspendedError,
     AmbiguousRefError,
     CsrfError,
     InvalidLoginError,
     InvalidRequestError,
     NotLoggedInError,
+    account_suspended,
 )
 from pillion.core.permissions import OF_MEMBERS
 from pillion.store.rows import Member
@@ -83,7 +83,7 @@ async def enter(control: Control, token: str, address: str) -> Principal:
     if found.key is not None:
         return admitted(control, found.key, address)
     if found.suspended:
-        raise AccountSuspendedError
+        raise account_suspended()
     if found.member is None:
         raise NotLoggedInError("you are not logged in any more.")
     return _as(found.member)

@@ -94,17 +94,11 @@ class CsrfError(PillionError):
 class AccountSuspendedError(PillionError):
     status, code, type = 403, "account_suspended", "permission_error"
 
-    def __init__(self) -> None:
-        super().__init__("this account is suspended; ask the operator why.")
-
 
 class AddressNotAllowedError(PillionError):
     """The key is good, and may not be used from here."""
 
     status, code, type = 403, "address_not_allowed", "permission_error"
-
-    def __init__(self, address: str) -> None:
-        super().__init__(f"this API key may not be used from {address[:80] or 'an unknown address'}.")
 
 
 class NotFoundError(PillionError):
@@ -191,6 +185,16 @@ class NoRoomError(UnavailableError):
     """On demand there is no slot now (the control API's own answer is `InstanceAtCapacityError`)."""
 
     code = "instance_at_capacity"
+
+
+def account_suspended() -> AccountSuspendedError:
+    return AccountSuspendedError("This account is suspended; ask the operator why.")
+
+
+def address_not_allowed(address: str) -> AddressNotAllowedError:
+    return AddressNotAllowedError(
+        f"This API key may not be used from {address[:80] or 'an unknown address'}."
+    )
 
 
 def model_not_found(model: str) -> ModelNotFoundError:

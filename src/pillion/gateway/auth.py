@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from pillion.core import addresses, keys
 from pillion.core.errors import (
-    AccountSuspendedError,
-    AddressNotAllowedError,
     InsufficientScopeError,
     InvalidApiKeyError,
+    account_suspended,
+    address_not_allowed,
 )
 from pillion.core.routing import Routes
 from pillion.core.snapshot import Key
@@ -53,9 +53,9 @@ class Doorkeeper:
         if seen is None:
             self._remember(given[0], lookup, digest, routes.pepper)
         if known.allow and not addresses.within(client := self.client(head, peer), known.allow):
-            raise AddressNotAllowedError(client)
+            raise address_not_allowed(client)
         if known.suspended:
-            raise AccountSuspendedError
+            raise account_suspended()
         if scope not in known.scopes:
             raise InsufficientScopeError(
                 f"The API key lacks the scope '{scope}'; it has: {', '.join(known.scopes) or 'none'}."
