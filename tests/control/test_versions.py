@@ -543,7 +543,8 @@ async def _until_killed(
         await asyncio.Event().wait()
 
     async def until_told(*given: Any) -> set[str]:
-        return await (never() if new in controller._routed else send(*given))
+        told = any(new in names for _, names in controller._routed.values())
+        return await (never() if told else send(*given))
 
     if kill == "live":
         control.gateways.acknowledged = never  # type: ignore[method-assign]

@@ -48,6 +48,7 @@ class Wishes:
     attachments: list[Attachment] = field(default_factory=list)
     adapters: dict[int, RoutedAdapter] = field(default_factory=dict)
     staying: dict[str, RoutedAdapter] = field(default_factory=dict)  # on demand, by public id
+    moving: list[RoutedAdapter] = field(default_factory=list)  # those with a flip or a canary
 
     def on(self, instance: int) -> list[Attachment]:
         return [a for a in self.attachments if a.instance_id == instance]
@@ -67,7 +68,7 @@ class Controller:
         self._wishes = Wishes()
         self._flips: list[flips.Flip] = []
         self._turns: frozenset[int] = frozenset()
-        self._routed: frozenset[str] = frozenset()
+        self._routed: dict[str | None, tuple[SnapshotRows | None, frozenset[str]]] = {}
         self._settled_at = 0.0
         self._lease: Lease | None = None
         self._mirror = Mirror(control.db, lambda: asyncio.get_running_loop().time())
@@ -189,11 +190,12 @@ class Controller:
             self._rows.attachments,
             {found.adapter.row_id: found for found in self._rows.adapters},
             self._staying(self._rows),
+            [a for a in self._rows.adapters if a.wanted is not None or a.canary is not None],
         )
         self._groups.move(plan.groups(self._wishes.instances.values()))
         facts = self._forgive()
         fleet = flips.Fleet(self._wishes.instances, self._wishes.attachments, self._groups.replicas, facts)
-        self._flips = flips.look(self._wishes.adapters.values(), fleet)
+        self._flips = flips.look(self._wishes.moving, fleet)
         self._turns = flips.in_turn(self._flips)
         await self._hand_over()
         granted = await self._grants.send(self._groups.replicas, self._due)
@@ -214,10 +216,16 @@ class Controller:
 
     async def _hand_over(self) -> None:
         """No version leaves a grant before gateways know that another has taken its place."""
-        routed = plan.routed(self._wishes.adapters.values())
-        if self._routed - routed:
+        before, self._routed = self._routed, {}
+        gone = False
+        for account, part in self._mirror.parts.items():
+            seen, names = before.get(account, (None, frozenset()))
+            if seen is not part:
+                names, old = plan.routed(part.adapters), names
+                gone = gone or not old <= names
+            self._routed[account] = part, names
+        if gone:
             await self._control.gateways.acknowledged(await self.publish())
-        self._routed = routed
 
     def _due(self, replica: Replica) -> Due | None:
         settings, adapters = self._control.settings, self._wishes.adapters
@@ -252,7 +260,7 @@ class Controller:
                 self._failures.tell(name, here)
             elif name is not None and attachment.state == "attaching":
                 self._failures.ask_again(name, here)
-        for adapter in self._wishes.adapters.values():
+        for adapter in self._wishes.moving:
             for version in (adapter.wanted, adapter.canary):
                 if version is not None:
                     self._failures.ask_again(engine_name(adapter.adapter.id, version.digest), facts.values())

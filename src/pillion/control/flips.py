@@ -115,8 +115,8 @@ class Flip:
 
 
 def look(adapters: Iterable[RoutedAdapter], fleet: Fleet) -> list[Flip]:
-    """All of them, those that are to go live in the order of the line."""
-    moving = [a for a in adapters if a.wanted is not None or a.canary is not None]
+    """Those of these adapters: canaries, and what is to go live in the order of the line."""
+    moving = list(adapters)
     found = [
         Flip(
             adapter, adapter.canary, True, True, spread(adapter.adapter, adapter.live, adapter.canary, fleet)
