@@ -96,6 +96,9 @@ async def test_balances_that_were_tampered_with_are_found(database: Database) ->
         )
     async with database.read() as tx:
         assert await tx.books.mismatches() == ["acc_b"]
+    async with database.transaction() as tx:
+        await tx.ledger.set_aside("acc_a", owed=1)
+        assert await tx.books.mismatches() == ["acc_a", "acc_b"]
 
 
 async def test_those_who_spend_at_once_cannot_overspend(database: Database) -> None:

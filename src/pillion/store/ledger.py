@@ -6,6 +6,7 @@ order, and what was planned is still true.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import sqlalchemy as sa
@@ -14,7 +15,7 @@ from pillion.core.errors import InsufficientBalanceError
 from pillion.core.money import Kind, Transfer, Wallet
 from pillion.store.rows import LedgerEntry
 from pillion.store.session import Session, owned
-from pillion.store.tables import ledger_entries, wallets
+from pillion.store.tables import carries, ledger_entries, slices, wallets
 
 OWN_BOOKS = ("available", "held")
 HOUR_S = 3600
@@ -138,8 +139,8 @@ class Books:
         self._session = session
 
     async def mismatches(self) -> list[str]:
-        """Accounts whose balances are not the sums of their entries. There must be none."""
-        sums = {account: [0, 0] for account in await self._accounts()}
+        """Accounts whose wallets are not the sums of their entries, of their slices and of what they owe: none."""
+        sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
         entries = ledger_entries.c
         statement = sa.select(
             entries.account_id, entries.source, entries.target, sa.func.sum(entries.amount).label("amount")
@@ -147,15 +148,19 @@ class Books:
         for row in (await self._session.run(statement)).mappings():
             for index, book in enumerate(OWN_BOOKS):
                 change = (row["target"] == book) - (row["source"] == book)
-                sums.setdefault(row["account_id"], [0, 0])[index] += change * int(row["amount"])
-        for wallet in await self._session.all(sa.select(wallets), Wallet):
-            if sums.pop(wallet.account_id, None) == [wallet.available, wallet.held]:
-                continue
-            sums[wallet.account_id] = [-1, -1]
-        return sorted(account for account, found in sums.items() if found != [0, 0])
-
-    async def _accounts(self) -> list[str]:
-        return list((await self._session.run(sa.select(wallets.c.account_id))).scalars())
+                sums[row["account_id"]][index] += change * int(row["amount"])
+        for index, column in ((2, slices.c.outstanding), (3, carries.c.owed)):
+            account = column.table.c.account_id
+            of = sa.select(account, sa.func.sum(column).label("amount")).group_by(account)
+            for row in (await self._session.run(of)).mappings():
+                sums[row["account_id"]][index] = int(row["amount"])
+        kept = {
+            wallet.account_id: [wallet.available, wallet.held, wallet.leased, wallet.owed]
+            for wallet in await self._session.all(sa.select(wallets), Wallet)
+        }
+        return sorted(
+            account for account in sums.keys() | kept.keys() if sums[account] != kept.get(account, [0] * 4)
+        )
 
 
 def _change(transfer: Transfer, book: str) -> int:
