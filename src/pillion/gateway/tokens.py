@@ -15,6 +15,8 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 _STRING = rb"\"(?:[^\"\\]++|\\.)*+\""
 _OBJECT = rb"\{(?:[^{}\"]++|" + _STRING + rb"|\{(?:[^{}\"]++|" + _STRING + rb")*+\})*+\}"
 _USAGE = re.compile(rb'"usage"\s*:\s*(' + _OBJECT + rb"|null)(\s*,)?")
+_USUAL = b'"usage":{'
+_COMMA = ord(",")
 _NO_CHOICE = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 
@@ -79,23 +81,41 @@ class Tokens:
 
     def sift(self, event: bytes, wanted: Wanted) -> bytes:
         """One event, without the usage its client did not ask for."""
+        if (plain := self._plain(event, wanted)) is not None:
+            return plain
         if b'"usage"' not in event:
             return event
         at = event.rfind(b'"usage"')
-        found = _USAGE.match(event, at)
-        if found is None:
+        member = _USAGE.match(event, at)
+        if member is None:
             return event
-        if found[1] != b"null":
-            self._last = found[1]
+        if member[1] != b"null":
+            self._last = member[1]
         if wanted is Wanted.AS_IT_IS or wanted is Wanted.ALWAYS:
             return event
         if _NO_CHOICE.search(event):
             return event if wanted is Wanted.AT_THE_END else b""
-        before, after = event[:at].rstrip(), event[found.end() :]
+        before, after = event[:at].rstrip(), event[member.end() :]
         # Between two members one comma stays.
-        if before.endswith(b",") and not found[2]:
+        if before.endswith(b",") and not member[2]:
             before = before[:-1]
         return before + after
+
+    def _plain(self, event: bytes, wanted: Wanted) -> bytes | None:
+        """The same for usage as engines print it: an object of numbers, the last member. None for any other."""
+        at = event.rfind(_USUAL)
+        if at < 0:
+            return None
+        end = event.find(b"}", at) + 1
+        found = event[at + 8 : end]
+        if b"\\" in found or found.count(b"{") != 1 or found.count(b'"') & 1:
+            return None
+        if wanted is Wanted.NOTHING or wanted is Wanted.AT_THE_END:
+            if b'"choices":[{' not in event or event[at - 1] != _COMMA:
+                return None
+            event = event[: at - 1] + event[end:]
+        self._last = found
+        return event
 
     @property
     def counted(self) -> tuple[int | None, int | None, int | None]:

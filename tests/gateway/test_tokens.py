@@ -1,0 +1,58 @@
+"""Usage in events: the quick way gives what the careful one does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pillion.gateway.tokens import Tokens, Wanted
+
+TEXT = st.text(alphabet='a",{}\\:[]é', max_size=6)
+NUMBERS = st.integers(0, 99) | st.none()
+USAGE = st.none() | st.dictionaries(
+    st.sampled_from(["prompt_tokens", "completion_tokens", "x"]),
+    NUMBERS | TEXT | st.dictionaries(TEXT, NUMBERS, max_size=2),
+    max_size=3,
+)
+CHOICES = st.lists(st.fixed_dictionaries({"delta": st.fixed_dictionaries({"content": TEXT})}), max_size=2)
+
+
+@given(
+    st.permutations(["choices", "usage", "model"]),
+    CHOICES,
+    USAGE,
+    TEXT,
+    st.sampled_from(Wanted),
+    st.sampled_from([(",", ":"), (", ", ": ")]),
+)
+def test_both_ways_are_one(
+    order: list[str],
+    choices: list[object],
+    usage: object,
+    model: str,
+    wanted: Wanted,
+    separators: tuple[str, str],
+) -> None:
+    document = {"choices": choices, "usage": usage, "model": model}
+    text = json.dumps({name: document[name] for name in order}, separators=separators)
+    event = b"data: " + text.encode() + b"\n\n"
+    careful = Careful()
+    quick = Tokens()
+    assert quick.sift(event, wanted) == careful.sift(event, wanted)
+    assert quick.counted == careful.counted
+
+
+class Careful(Tokens):
+    def _plain(self, event: bytes, wanted: Wanted) -> None:
+        return None
+
+
+@pytest.mark.parametrize("after", [b"", b',"x":1'])
+def test_the_comma_goes_with_it(after: bytes) -> None:
+    event = b'data: {"choices":[{}],"usage":{"prompt_tokens":3}' + after + b"}\n\n"
+    tokens = Tokens()
+    assert tokens.sift(event, Wanted.NOTHING) == b'data: {"choices":[{}]' + after + b"}\n\n"
+    assert tokens.counted == (3, None, None)
