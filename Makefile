@@ -45,12 +45,16 @@ test-fast: setup ## Unit and property tests alone
 
 test: check engine ## Every kind of test, with small counts
 	@$(PYTEST) $(FAST) -n $(WORKERS) -q
+	@$(PYTEST) tests/chaos -q
 	@$(PYTEST) tests/integration -n $(WORKERS) -q
 	@$(PYTEST) tests/real_engine -q
 	@$(PYTEST) tests/docs -q
 
 test-full: ## The same with the full counts
 	@PILLION_TEST_FULL=1 $(MAKE) test
+
+chaos: setup ## A long random walk of operations and faults
+	@PILLION_TEST_FULL=1 $(PYTEST) tests/chaos -q
 
 bench-load: engine ## Hot load through Pillion against vLLM alone
 	@$(BIN)/python bench/hot_load.py
@@ -70,4 +74,4 @@ lock: ## Renew requirements.lock from pyproject.toml
 clean: ## Remove what setup and tests made here
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup engine demo demo-stop check test-fast test test-full bench-load bench-engine bench-gateway bench-usage lock clean
+.PHONY: help setup engine demo demo-stop check test-fast test test-full chaos bench-load bench-engine bench-gateway bench-usage lock clean
