@@ -193,8 +193,8 @@ def slots_of(adapter: Adapter) -> int:
 async def make_room(
     control: Control, tx: Tx, instance: Instance, capacity: int, but: Attachment | None, need: int = 1
 ) -> None:
-    """End unpinned loads until `need` slots are free, leaving `but` out of account: those that had to make room already, then
-    the oldest. The instance is locked.
+    """End unpinned loads until `need` slots are free, leaving `but` out of account: those that were evicted
+    already, then the oldest. The instance is locked.
 
     Raises `InstanceAtCapacityError` where too many are held.
     """
