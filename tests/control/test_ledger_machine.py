@@ -202,7 +202,7 @@ class Bookkeeping(RuleBasedStateMachine):
 
 
 Bookkeeping.TestCase.settings = settings(
-    max_examples=150 if FULL else 12,
+    max_examples=60 if FULL else 12,
     stateful_step_count=50 if FULL else 30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
