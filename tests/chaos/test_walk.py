@@ -85,6 +85,8 @@ class Chaos(RuleBasedStateMachine):
         self._launch(0, {"us": 1, "asia": 1}, 2)
         for account in (0, 0, 0, 1):
             self.register(account, None)
+        for which, on in ((0, 0), (1, 1)):
+            self.attach(which, on, False)
 
     @rule(
         account=accounts, places=st.sets(regions, min_size=1), each=st.integers(1, 2), slots=st.integers(1, 3)
