@@ -44,6 +44,7 @@ from pillion.simulate.trace import Trace
 RESULTS = Path(__file__).resolve().parent / "results" / "placement.json"
 REPLICAS, SLOTS, PER_ACCOUNT = 8, 16, 200
 DRIFT = 0.02
+PEERS = ("round-robin-lru", "hashing-lru")
 BASE = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -92,13 +93,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--adapters", type=int, default=1000)
-    parser.add_argument("--requests", type=int, default=40_000)
+    parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--warm-up", type=float, default=0.5, help="the part of a trace that is not counted")
-    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=100.0, help="requests per second")
     parser.add_argument("--seed", type=int, default=4)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     wanted = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what it started ends with it
     traces = {
-        name: generate(Traffic(wanted.adapters, wanted.requests, zipf=1.0, drift=drift), wanted.seed)
+        name: generate(Traffic(wanted.adapters, wanted.requests, wanted.rate, 1.0, drift), wanted.seed)
         for name, drift in (("static", 0.0), ("drift", DRIFT))
     }
     with tempfile.TemporaryDirectory() as scratch, server(Path(scratch)) as url:
@@ -106,7 +109,7 @@ def main() -> None:
         played = {}
         for name, trace in traces.items():
             say(f"{name}: {len(trace)} requests")
-            played[name] = asyncio.run(play(url, called, trace, wanted.clients, wanted.warm_up))
+            played[name] = asyncio.run(play(url, called, trace, wanted.warm_up))
             say(
                 f"  {played[name].hit_rate:.1%} hits, hottest {played[name].max_over_mean:.2f}, "
                 f"{wanted.requests / played[name].seconds:.0f} req/s, failed: {dict(played[name].failed)}"
@@ -211,26 +214,27 @@ def weights(path: Path, seed: int) -> Path:
     return path
 
 
-async def play(url: str, called: Sequence[Called], trace: Trace, clients: int, warm_up: float) -> Played:
-    """The requests in the order of the trace, so many at a time."""
+async def play(url: str, called: Sequence[Called], trace: Trace, warm_up: float) -> Played:
+    """The requests at the times of the trace."""
     found, start = Played(), int(len(trace) * warm_up)
-    requests = iter(enumerate(trace.adapter))
     began = time.monotonic()
 
-    async def client(http: aiohttp.ClientSession) -> None:
-        for number, adapter in requests:
-            status, replica, hit = await ask(http, url, called[adapter])
-            if number < start:
-                continue
-            found.requests += 1
-            found.hits += hit
-            if status == 200:
-                found.by_replica[replica] += 1
-            else:
-                found.failed[str(status)] += 1
+    async def request(http: aiohttp.ClientSession, number: int) -> None:
+        status, replica, hit = await ask(http, url, called[trace.adapter[number]])
+        if number < start:
+            return
+        found.requests += 1
+        found.hits += hit
+        if status == 200:
+            found.by_replica[replica] += 1
+        else:
+            found.failed[str(status)] += 1
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-        await asyncio.gather(*(client(http) for _ in range(clients)))
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as http, asyncio.TaskGroup() as under_way:
+        for number, at in enumerate(trace.at):
+            await asyncio.sleep(max(0.0, began + at - time.monotonic()))
+            under_way.create_task(request(http, number))
     found.seconds = time.monotonic() - began
     return found
 
@@ -249,7 +253,7 @@ def report(wanted: argparse.Namespace, traces: dict[str, Trace], played: dict[st
     say("simulating the others")
     fleet = Fleet(REPLICAS, SLOTS, EngineCosts())
     simulated = {
-        name: simulate(trace, fleet, lambda clock: Balance(clock), warm_up=wanted.warm_up)
+        name: simulate(trace, fleet, lambda clock: Balance(clock), PEERS, wanted.warm_up)
         for name, trace in traces.items()
     }
     policies: dict[str, dict[str, Any]] = {
@@ -261,9 +265,9 @@ def report(wanted: argparse.Namespace, traces: dict[str, Trace], played: dict[st
             "measured": True,
         }
     }
-    for name in ("pillion", "round-robin-lru", "hashing-lru"):
+    for name in PEERS:
         static, drift = (simulated[kind].policies[name] for kind in ("static", "drift"))
-        policies[name if name != "pillion" else "pillion-simulated"] = {
+        policies[name] = {
             "hit_static": static.hit_rate,
             "hit_drift": drift.hit_rate,
             "max_over_mean": max(static.max_over_mean, drift.max_over_mean),
@@ -281,8 +285,8 @@ def report(wanted: argparse.Namespace, traces: dict[str, Trace], played: dict[st
         "requests_per_s": {kind: wanted.requests / one.seconds for kind, one in played.items()},
         "policies": policies,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    wanted.results.parent.mkdir(exist_ok=True)
+    wanted.results.write_text(json.dumps(found, indent=2, default=str) + "\n")
     print(f"| {'policy':18} | hits, fixed | hits, drifting | hottest / mean | failed |")
     for name, row in policies.items():
         hits = f"{100 * row['hit_static']:9.1f} % | {100 * row['hit_drift']:12.1f} %"
@@ -290,7 +294,7 @@ def report(wanted: argparse.Namespace, traces: dict[str, Trace], played: dict[st
     print(
         f"| {'belady, one pool':18} | {100 * found['belady']['static']:9.1f} % | {100 * found['belady']['drift']:12.1f} % |"
     )
-    print(f"written to {RESULTS}")
+    print(f"written to {wanted.results}")
 
 
 if __name__ == "__main__":
