@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 
 BOUND = 1.25
 # The same of recent requests: a replica that is at its bound stays there, and is over it for a while where demand moves.
-PLACED = 1.2
+PLACED = 1.15
 # Beyond so many replicas a request looks at a few: the best of several at random is nearly the best of all.
 LOOKED_AT = 16
 # So many recent requests beyond its part a replica may have: with little traffic there is nothing to balance.
