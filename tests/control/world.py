@@ -148,7 +148,6 @@ class World:
                 now=self.clock(),
             )
             await tx.versions.went_live(who.account, row.row_id, 1, self.clock())
-            await tx.versions.went_live(who.account, row.row_id, 1, self.clock())
             live = await tx.adapters.set_live(who.account, row.row_id, 1)
         assert live is not None
         control.changes.notify()

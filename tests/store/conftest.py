@@ -106,7 +106,8 @@ async def _empty(url: str) -> None:
     """A new database each time would take 300 ms."""
     database = Database.open(url)
     async with database._write.begin() as connection:
-        await connection.exec_driver_sql("SET session_replication_role = replica")  # no triggers: the ledger's refuse
+        # Without triggers: the ledger's refuse.
+        await connection.exec_driver_sql("SET session_replication_role = replica")
         for table in reversed(metadata.sorted_tables):
             await connection.exec_driver_sql(f"DELETE FROM {table.name}")
         await connection.exec_driver_sql("SET session_replication_role = origin")
