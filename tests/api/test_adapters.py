@@ -7,6 +7,7 @@ import gzip
 import io
 import pickle
 import tarfile
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -56,6 +57,22 @@ class TestUpload:
         assert any("alpha" in warning for warning in made["warnings"])
         assert made["attachments"] == []
         assert kept(site) == {made["digest"]}
+
+    async def test_so_many_of_an_account_at_once(self, site: Site) -> None:
+        most = site.control.settings.caps["reserved"].uploads
+        with ExitStack() as others:
+            for _ in range(most):
+                others.enter_context(site.control.uploads.one(site.a.who.account, most))
+            answer = await site.a.upload("mine")
+            assert "uploads" in refused(answer, 429, "rate_limit_exceeded")["message"]
+            assert answer.headers["retry-after"] == "1"
+            assert kept(site) == set()
+            assert (await site.b.upload("mine")).status_code == 201
+        assert (await site.a.upload("mine")).status_code == 201
+        refused(await site.a.upload("mine-too", weights=b"junk"), 422, "adapter_invalid")
+        with ExitStack() as others:
+            for _ in range(most):
+                others.enter_context(site.control.uploads.one(site.a.who.account, most))
 
     async def test_with_its_config(self, site: Site) -> None:
         made = found(await site.a.upload("mine", config=adapter_files.config_bytes()))

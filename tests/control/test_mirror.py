@@ -116,3 +116,15 @@ async def test_after_a_long_time_everything_is_read(database: Database) -> None:
     assert not (await mirror.read()).instances
     now[0] = KEPT_S
     assert len((await mirror.read()).instances) == 1
+
+
+async def test_an_account_of_another_tier_is_noticed(database: Database) -> None:
+    mirror = Mirror(database, lambda: 0.0)
+    async with database.transaction() as tx:
+        await tx.accounts.create("acc_a", name="a", tier="reserved", now=NOW)
+        await tx.accounts.create("acc_b", name="b", tier="shared", now=NOW)
+    assert (await mirror.read()).tiers == {"acc_a": "reserved"}
+    async with database.transaction() as tx:
+        await tx.accounts.update("acc_a", tier="shared")
+        await tx.accounts.update("acc_b", tier="dedicated")
+    assert (await mirror.read()).tiers == {"acc_b": "dedicated"}

@@ -29,6 +29,14 @@ def test_keys_are_found_by_their_lookup_id() -> None:
     assert keys["look"].scopes == ("inference", "manage")
 
 
+def test_keys_carry_their_accounts_tier() -> None:
+    row = ApiKey("key_1", "acc_a", "look", "digest", "name", ["inference"], NOW, None)
+    keys, _, _, _ = routed(keys=[row])
+    assert keys["look"].tier == "shared"
+    keys, _, _, _ = routed(keys=[row], tiers={"acc_a": "reserved"})
+    assert keys["look"].tier == "reserved"
+
+
 def test_models_are_the_catalogues_and_each_accounts_own() -> None:
     own = RegisteredModel(1, "acc_a", "mine", "hf:m/m", None, "chat", True, None, None, NOW)
     _, models, _, _ = routed(models=[own])

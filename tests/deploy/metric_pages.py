@@ -28,6 +28,7 @@ def gateway() -> str:
     metrics.failed("refused")
     metrics.version_answered(make_adapter(1), 200)
     metrics.cold_load("loaded")
+    metrics.held_back("full")
     return metrics.text().decode()
 
 

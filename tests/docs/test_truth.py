@@ -41,6 +41,7 @@ VALUES = {
     "server.trusted_proxies": "10.0.0.0/8",
     "oidc.issuer": "https://id.example.com",
     "tracing.sample": "0.5",
+    "limits.pool_share": "0.5",
 }
 
 

@@ -17,6 +17,7 @@ from pillion.control.metrics import Counts
 from pillion.control.passwords import Passwords
 from pillion.control.shares import LimitShares
 from pillion.control.snapshots import Gateways, Publisher
+from pillion.control.upload_limits import UploadLimits
 from pillion.core.catalogue import Catalogue
 from pillion.core.tiers import CAPS, Caps, Tier
 from pillion.fleet.provisioner import Provisioner
@@ -74,6 +75,7 @@ class Control:
     controller: Controller = field(init=False)
     shares: LimitShares = field(init=False)
     login_limits: LoginLimits = field(init=False)
+    uploads: UploadLimits = field(default_factory=UploadLimits)
 
     def __post_init__(self) -> None:
         self.shares = LimitShares(self.clock)

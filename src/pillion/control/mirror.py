@@ -72,9 +72,16 @@ def _by_account(rows: SnapshotRows, accounts: Iterable[Account]) -> dict[Account
     for name, owner in _OWNERS.items():
         for row in getattr(rows, name):
             of(owner(row))[name].append(row)
-    for account in rows.suspended:
+    for account in (*rows.suspended, *rows.tiers):
         of(account)
-    return {a: SnapshotRows(**lists, suspended=rows.suspended & {a}) for a, lists in found.items()}
+    return {
+        a: SnapshotRows(
+            **lists,
+            suspended=rows.suspended & {a},
+            tiers={a: rows.tiers[a]} if a is not None and a in rows.tiers else {},
+        )
+        for a, lists in found.items()
+    }
 
 
 def _whole(parts: Collection[SnapshotRows]) -> SnapshotRows:
@@ -86,6 +93,7 @@ def _whole(parts: Collection[SnapshotRows]) -> SnapshotRows:
         attachments=sorted((row for part in parts for row in part.attachments), key=lambda row: row.id),
         instances=sorted((row for part in parts for row in part.instances), key=lambda row: row.id),
         suspended=frozenset(account for part in parts for account in part.suspended),
+        tiers={account: tier for part in parts for account, tier in part.tiers.items()},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from pillion.control.on_demand import Permits, Takers, ends, loads, takers
 from pillion.control.plan import name_of, spec_of
@@ -66,7 +66,7 @@ def _own(rows: SnapshotRows, permits: Permits, takers: Takers) -> Own:
     over = {row.adapter.row_id: ends(row, held.get(row.adapter.row_id, ())) for row in rows.adapters}
     signed = permits.of(((row, over[row.adapter.row_id]) for row in rows.adapters), takers)
     return (
-        {row.lookup: _key(row, rows.suspended) for row in rows.keys},
+        {row.lookup: _key(row, rows) for row in rows.keys},
         [wire.Model(m.name, m.account_id, m.kind, m.lora) for m in rows.models],
         [
             _adapter(
@@ -92,7 +92,7 @@ def _instances(
     )
 
 
-def _key(row: ApiKey, suspended: Collection[str]) -> wire.Key:
+def _key(row: ApiKey, rows: SnapshotRows) -> wire.Key:
     return wire.Key(
         row.id,
         row.account_id,
@@ -102,7 +102,8 @@ def _key(row: ApiKey, suspended: Collection[str]) -> wire.Key:
         row.requests_per_minute,
         row.tokens_per_minute,
         tuple(row.allow or ()),
-        row.account_id in suspended,
+        row.account_id in rows.suspended,
+        tier=rows.tiers.get(row.account_id, "shared"),
     )
 
 

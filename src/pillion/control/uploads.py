@@ -88,9 +88,11 @@ class _RehearsedError(Exception):
 
 @asynccontextmanager
 async def receiving(control: Control, who: Principal) -> AsyncIterator[Upload]:
+    """An upload of this account's. Raises `RateLimitError` where it has as many under way as it may."""
     caps = await accounts.caps(control, who.account)
-    async with control.artifacts.intake(caps.adapter_bytes) as intake:
-        yield Upload(control, who, intake, caps.adapter_bytes)
+    with control.uploads.one(who.account, caps.uploads):
+        async with control.artifacts.intake(caps.adapter_bytes) as intake:
+            yield Upload(control, who, intake, caps.adapter_bytes)
 
 
 def _read(fields: dict[str, str]) -> tuple[str, str, str | None]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import msgspec
 
 from pillion.core.budgets import TokenPrice
+from pillion.core.tiers import Tier
 
 
 class Key(msgspec.Struct, frozen=True):
     """An API key that is not revoked. `digest` as `core.keys.digest`. `allow`: CIDRs; anywhere where there are none.
 
-    `suspended`: its account is. `spent`: its limit of the month is reached.
+    `suspended`: its account is. `spent`: its limit of the month is reached. `tier`: its account's.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Key(msgspec.Struct, frozen=True):
     allow: tuple[str, ...] = ()
     suspended: bool = False
     spent: bool = False
+    tier: Tier = "shared"
 
 
 class Model(msgspec.Struct, frozen=True):

@@ -1,9 +1,10 @@
-"""What an account of each tier may have (SPEC §3). The operator may set other caps."""
+"""What an account of each tier may have (SPEC §3, §6). The operator may set other caps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 Tier = Literal["shared", "reserved", "dedicated"]
@@ -11,10 +12,39 @@ Tier = Literal["shared", "reserved", "dedicated"]
 
 @dataclass(frozen=True)
 class Caps:
-    """`adapters`: how many. `adapter_bytes`: the size of each."""
+    """`adapters`: how many. `adapter_bytes`: the size of each. `uploads`: how many at once.
+
+    On shared pools: `requests` at once, those included that wait; `loads_per_minute` on demand; `weight`: its part where
+    accounts wait for each other, beside the others' weights.
+    """
 
     adapters: int
     adapter_bytes: int = 500_000_000
+    uploads: int = 8
+    requests: int = 512
+    loads_per_minute: int = 600
+    weight: int = 2
 
 
-CAPS: Mapping[Tier, Caps] = {"shared": Caps(20), "reserved": Caps(200), "dedicated": Caps(200)}
+CAPS: Mapping[Tier, Caps] = {
+    "shared": Caps(20, uploads=4, requests=128, loads_per_minute=60, weight=1),
+    "reserved": Caps(200),
+    "dedicated": Caps(200),
+}
+
+
+@dataclass(frozen=True)
+class Turns:
+    """`at_once`: requests that a replica is given at a time, `share` of them at most one account's. `waiting`: how many
+    wait for a replica at most, each for `wait_s`.
+    """
+
+    at_once: int = 256
+    share: float = 0.75
+    waiting: int = 1024
+    wait_s: float = 60.0
+
+    @property
+    def most(self) -> int:
+        """Turns that one account may have at a replica."""
+        return max(1, ceil(self.at_once * self.share))

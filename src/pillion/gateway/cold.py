@@ -138,6 +138,10 @@ class Cold:
             kept = seen.routes[id(route)] = route, _corrected(route, seen.where)
         return kept[1]
 
+    def under_way(self, route: Route, candidate: Candidate) -> bool:
+        """Whether it is being loaded there."""
+        return (candidate.replica.id, route.upstream_name) in self._loading
+
     def load(self, route: Route, candidate: Candidate, left_s: float, done: Done) -> Waiter:
         """Has it loaded there, or waits with those who do, for `left_s` at most. `done` is called later, once."""
         key = candidate.replica.id, route.upstream_name

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pillion.core.tiers import CAPS, Caps, Tier, Turns
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -42,6 +45,7 @@ class GatewayConfig:
     `metrics_dir`: where workers of one gateway leave their metrics for each other; None where there is one process.
     `trusted_proxies`: CIDRs of proxies in front, whose `x-forwarded-for` is believed.
     `tracer`: of OpenTelemetry; None: no spans. `access_log`: a line for each request that an engine was asked for.
+    `tiers`: what accounts of each may take of shared pools, `turns`: and together of one replica, both from this process.
     `snapshot_max_age_s`: how long after control's last word the kept snapshot still routes.
     `media_urls`: whether requests may name media by URL (engines would fetch them). `allowed_extras`: names of
     engine-specific request fields that are passed on top of those that `body` allows.
@@ -61,4 +65,6 @@ class GatewayConfig:
     metrics_dir: Path | None = None
     trusted_proxies: tuple[str, ...] = ()
     tracer: Tracer | None = None
+    tiers: Mapping[Tier, Caps] = field(default_factory=lambda: CAPS)
+    turns: Turns = field(default_factory=Turns)
     access_log: bool = False

@@ -35,6 +35,7 @@ from pillion.gateway.budgets import Budgets, Payer
 from pillion.gateway.charges import Charge, most
 from pillion.gateway.cold import Asked, Cold, Outcome, Waiter
 from pillion.gateway.config import Limits
+from pillion.gateway.fair import Fair, Turn
 from pillion.gateway.http import Head
 from pillion.gateway.inbound import CLIENT_LEFT, Inbound
 from pillion.gateway.knowledge import Knowledge
@@ -68,6 +69,7 @@ class Inference:
     meter: Meter
     rates: RateLimits
     budgets: Budgets
+    fair: Fair
     clock: Callable[[], float]
     new_id: Callable[[], str]
     tracing: Tracing | None
@@ -100,6 +102,7 @@ class InferenceExchange:
 
     __slots__ = (
         "_account",
+        "_admitted",
         "_begun",
         "_charge",
         "_choked",
@@ -124,6 +127,7 @@ class InferenceExchange:
         "_told_at",
         "_trace",
         "_tries",
+        "_turn",
         "_upstream",
         "_waiting",
         "_wanted",
@@ -159,7 +163,8 @@ class InferenceExchange:
         self._charge: Charge | None = None
         self._paying: Payer | None = None
         self._cold, self._cold_until = False, 0.0
-        self._begun = self._choked = self._over = False
+        self._turn: Turn | None = None
+        self._admitted = self._begun = self._choked = self._over = False
 
     # What the client's connection calls
 
@@ -297,8 +302,10 @@ class InferenceExchange:
             candidate = shared.balance.choose(route)
         if candidate is None:
             raise tries.verdict(route)
-        if candidate.instance.account is None and not self._covered(route):
-            return
+        if candidate.instance.account is None:
+            candidate = self._on_pool(route, candidate)
+            if candidate is None:
+                return
         if tries.reason is not None:
             shared.metrics.retried(tries.reason)
         plan = self._plan = shared.plans.plan(route, candidate, self._head.path)
@@ -313,6 +320,15 @@ class InferenceExchange:
             self._connect(plan)
         else:
             self._warm_up(plan)
+
+    def _on_pool(self, route: Route, candidate: Candidate) -> Candidate | None:
+        """The one to ask within what the account may have; None while it waits for money. Raises `PillionError`."""
+        if not self._admitted:
+            self._in.fair.admit(self._key)
+            self._admitted = True
+        if not self._covered(route):
+            return None
+        return candidate if candidate.resident else self._loadable(route, candidate)
 
     def _covered(self, route: Route) -> bool:
         """Whether the most that the request may cost on a shared pool is set aside; else it is, or it fails, later."""
@@ -334,7 +350,50 @@ class InferenceExchange:
             self._charge = None
             self._fail(refusal)
 
+    def _loadable(self, route: Route, candidate: Candidate) -> Candidate:
+        """It, or where its account may have no more loads now one that has the adapter. Raises `RateLimitError`."""
+        if self._in.cold.under_way(route, candidate) or (refusal := self._in.fair.load(self._key)) is None:
+            return candidate
+        cold = {other.replica.id for other in route.candidates if not other.resident}
+        warm = self._in.balance.choose(route, cold | self._tries.excluded)
+        if warm is None:
+            raise refusal
+        return warm
+
     def _connect(self, plan: Plan) -> None:
+        """Now, or where that is a pool's and busy, when it is this account's turn."""
+        candidate = plan.candidate
+        if candidate.instance.account is None:
+            self._turn = self._in.fair.turn(candidate.replica.id, self._key, self._called)
+            if self._turn.waits:
+                return
+        self._reach(plan)
+
+    def _called(self, refusal: PillionError | None) -> None:
+        """Its turn has come, or will not."""
+        if self._over:
+            return
+        plan = self._plan
+        assert plan is not None
+        try:
+            if refusal is not None:
+                raise refusal
+            if self._stands(plan):
+                self._reach(plan)
+            else:
+                self._let_go()
+                self._place()
+        except PillionError as error:
+            self._fail(error)
+
+    def _stands(self, plan: Plan) -> bool:
+        """Whether what it waited for is still to be asked: it may have ended, or another version may be live by now."""
+        route, name = self._in.plans.resolve(self._account, self._model, self._ref), plan.route.upstream_name
+        return name == route.upstream_name or (
+            route.canary is not None and name == route.canary.upstream_name
+        )
+
+    def _reach(self, plan: Plan) -> None:
         connection = self._in.pool.take(plan.address)
         if connection is None:
             self._in.pool.connect(plan.address, self)
@@ -358,9 +417,7 @@ class InferenceExchange:
             if asked.outcome is Outcome.LOADED and not self._cold and self._ticket is not None:
                 self._cold = True
                 self._ticket.cold()
-            # It may have ended, or another version may be live by now.
-            route = self._in.plans.resolve(self._account, self._model, self._ref)
-            if route.upstream_name == plan.route.upstream_name:
+            if self._stands(plan):
                 self._connect(plan)
             else:
                 self._let_go()
@@ -471,6 +528,9 @@ class InferenceExchange:
     def _let_go(self) -> str:
         """Of the replica that was tried; which it was."""
         held, self._held = self._held or "", None
+        if self._turn is not None:
+            self._turn.end()
+            self._turn = None
         self._in.balance.end(held)
         return held
 
@@ -479,14 +539,10 @@ class InferenceExchange:
         self._over = True
         if self._waiting is not None:
             self._waiting.cancel()
-        if self._paying is not None:
-            self._paying.cancel()
-        elif self._charge is not None:
-            prompt, _, completion = (0, 0, 0) if self._reply is None else self._reply.tokens.counted
-            spent = self._charge.cost(prompt or 0, completion or 0)
-            self._in.budgets.settle(self._account, self._charge.reserved, spent)
         if self._held is not None:
             self._let_go()
+        if self._admitted:
+            self._leave_pool()
         if self._trace is not None:
             counted = () if self._reply is None else self._reply.tokens.counted
             self._trace.end(status, self._model, self._plan, counted, self._cold)
@@ -502,6 +558,16 @@ class InferenceExchange:
             if prompt or completion:
                 self._in.rates.spent(self._key, (prompt or 0) + (completion or 0), now)
         ticket.done(status, now)
+
+    def _leave_pool(self) -> None:
+        """Its place is free, and what was set aside for it is paid or given back."""
+        self._in.fair.dismiss(self._account)
+        if self._paying is not None:
+            self._paying.cancel()
+        elif self._charge is not None:
+            prompt, _, completion = (0, 0, 0) if self._reply is None else self._reply.tokens.counted
+            spent = self._charge.cost(prompt or 0, completion or 0)
+            self._in.budgets.settle(self._account, self._charge.reserved, spent)
 
     def _close(self, status: int) -> None:
         self._part()

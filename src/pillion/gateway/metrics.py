@@ -39,6 +39,8 @@ class Metrics(Collector):
         self._knowledge = knowledge
         self._usage_behind, self._limits_open = usage_behind, limits_open
         self.page: Callable[[bytes], bytes] = lambda own: own
+        self.waiting: Callable[[], int] = lambda: 0
+        self._held_back: Counter[str] = Counter()
         self._requests: Counter[tuple[str, int]] = Counter()
         self._in_flight: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
@@ -88,6 +90,10 @@ class Metrics(Collector):
         """An agent was asked to load, and what came of it."""
         self._cold_loads[result] += 1
 
+    def held_back(self, reason: str) -> None:
+        """A request was refused for what its account, or all together, took of shared pools."""
+        self._held_back[reason] += 1
+
     def quarantined(self) -> None:
         self._quarantines += 1
 
@@ -125,6 +131,18 @@ class Metrics(Collector):
         )
         loads = (((result,), count) for result, count in self._cold_loads.items())
         yield _counter("pillion_gateway_cold_loads", "Replicas asked to load on demand", ("result",), loads)
+        held_back = (((reason,), count) for reason, count in self._held_back.items())
+        yield _counter(
+            "pillion_gateway_pool_refusals",
+            "Requests refused for what was taken of shared pools already",
+            ("reason",),
+            held_back,
+        )
+        yield GaugeMetricFamily(
+            "pillion_gateway_pool_waiting",
+            "Requests that wait for a turn on a shared pool",
+            value=self.waiting(),
+        )
         yield GaugeMetricFamily(
             "pillion_gateway_usage_behind",
             "Usage events that control does not have yet",

@@ -25,6 +25,7 @@ from pillion.gateway.body import BodyPolicy
 from pillion.gateway.budgets import Budgets
 from pillion.gateway.cold import AgentLoads, Cold
 from pillion.gateway.config import GatewayConfig, Limits
+from pillion.gateway.fair import Fair
 from pillion.gateway.feed import ControlSource, SnapshotFeed
 from pillion.gateway.inbound import Inbound
 from pillion.gateway.inference import Inference
@@ -137,13 +138,15 @@ async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, Pool]]
         sharing = Sharing(ledger, rates, name, time.time)
         tasks = [asyncio.ensure_future(task.run()) for task in (feed, reports, sharing, budgets)]
         metrics = Metrics(knowledge, lambda: reports.behind, lambda: sharing.open)
+        fair = Fair(config.tiers, config.turns, time.time, metrics.held_back)
+        metrics.waiting = lambda: fair.waiting
         if config.metrics_dir is not None:
             siblings = Siblings(config.metrics_dir, config.state_dir.name, time.time)
             metrics.page = siblings.page
             tasks.append(asyncio.ensure_future(siblings.run(metrics.own)))
         cold = Cold(AgentLoads(session), knowledge, time.time, metrics.cold_load, config.limits.cold_wait_s)
         try:
-            yield _app(config, knowledge, pool, outbox, metrics, meter, rates, budgets, cold), pool
+            yield _app(config, knowledge, pool, outbox, metrics, meter, rates, budgets, cold, fair), pool
         finally:
             pool.close()
             await cold.close()
@@ -167,6 +170,7 @@ def _app(
     rates: KeyLimits,
     budgets: Budgets,
     cold: Cold,
+    fair: Fair,
 ) -> Gateway:
     balance = Balance(time.monotonic, random.random)
     door = Doorkeeper(time.time, config.trusted_proxies)
@@ -188,6 +192,7 @@ def _app(
             meter=meter,
             rates=rates,
             budgets=budgets,
+            fair=fair,
             clock=time.time,
             new_id=new_id,
             tracing=Tracing(config.tracer) if config.tracer is not None else None,

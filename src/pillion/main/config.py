@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,7 @@ from pillion.core.errors import InvalidRequestError
 from pillion.core.launch import MAX_ADAPTERS
 from pillion.core.money import MAX_HOURLY, decimal, micros
 from pillion.core.names import is_name
-from pillion.core.tiers import CAPS, Caps, Tier
+from pillion.core.tiers import CAPS, Caps, Tier, Turns
 
 ENVIRONMENT_PREFIX = "PILLION_"
 ENGINES = ("vllm", "sim")
@@ -38,6 +40,7 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Days = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+PositiveShare = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Hours = Annotated[float, msgspec.Meta(gt=0, le=8760)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Workers = Annotated[int, msgspec.Meta(ge=1, le=256)]
@@ -64,12 +67,17 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`max_rank` is the most an adapter may have. `drain_s`: how long a detach waits for requests in flight.
 
-    `flip_drain_s`: how long a version that was replaced does.
+    `flip_drain_s`: how long a version that was replaced does. Of shared pools, for each gateway: `pool_requests` are given
+    to a replica at once, `pool_share` of them at most one account's; `pool_waiting` wait for it, each for `pool_wait_s`.
     """
 
     max_rank: Positive = 64
     drain_s: Seconds = 30.0
     flip_drain_s: Seconds = 300.0
+    pool_requests: Positive = Turns.at_once
+    pool_share: PositiveShare = Turns.share
+    pool_waiting: Positive = Turns.waiting
+    pool_wait_s: Seconds = Turns.wait_s
     models_root: str = ""
 
 
@@ -93,22 +101,31 @@ class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tiers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How many adapters an account of each tier may have, and how large each may be."""
+    """What an account of each tier may have, as `core.tiers.Caps` says."""
 
     shared_adapters: Positive = CAPS["shared"].adapters
     shared_adapter_bytes: Positive = CAPS["shared"].adapter_bytes
+    shared_uploads: Positive = CAPS["shared"].uploads
+    shared_requests: Positive = CAPS["shared"].requests
+    shared_loads_per_minute: Positive = CAPS["shared"].loads_per_minute
+    shared_weight: Positive = CAPS["shared"].weight
     reserved_adapters: Positive = CAPS["reserved"].adapters
     reserved_adapter_bytes: Positive = CAPS["reserved"].adapter_bytes
+    reserved_uploads: Positive = CAPS["reserved"].uploads
+    reserved_requests: Positive = CAPS["reserved"].requests
+    reserved_loads_per_minute: Positive = CAPS["reserved"].loads_per_minute
+    reserved_weight: Positive = CAPS["reserved"].weight
     dedicated_adapters: Positive = CAPS["dedicated"].adapters
     dedicated_adapter_bytes: Positive = CAPS["dedicated"].adapter_bytes
+    dedicated_uploads: Positive = CAPS["dedicated"].uploads
+    dedicated_requests: Positive = CAPS["dedicated"].requests
+    dedicated_loads_per_minute: Positive = CAPS["dedicated"].loads_per_minute
+    dedicated_weight: Positive = CAPS["dedicated"].weight
 
     @property
     def caps(self) -> dict[Tier, Caps]:
-        return {
-            "shared": Caps(self.shared_adapters, self.shared_adapter_bytes),
-            "reserved": Caps(self.reserved_adapters, self.reserved_adapter_bytes),
-            "dedicated": Caps(self.dedicated_adapters, self.dedicated_adapter_bytes),
-        }
+        names = [field.name for field in fields(Caps)]
+        return {tier: Caps(**{name: getattr(self, f"{tier}_{name}") for name in names}) for tier in CAPS}
 
 
 class Tracing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -154,6 +171,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def arguments(self, path: Path | None) -> list[str]:
         """What a child that is to have this configuration is started with; the environment it has already."""
         return ["--data-dir", str(self.data_dir), *(["--config", str(path)] if path else [])]
+
+    @property
+    def turns(self) -> Turns:
+        """Of one worker: together they give a replica what one gateway may."""
+        at_once, waiting = (
+            ceil(n / self.server.workers) for n in (self.limits.pool_requests, self.limits.pool_waiting)
+        )
+        return Turns(at_once, self.limits.pool_share, waiting, self.limits.pool_wait_s)
 
     @property
     def trusted_proxies(self) -> tuple[str, ...]:

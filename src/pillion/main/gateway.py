@@ -43,6 +43,8 @@ async def gateway(
             snapshot_max_age_s=config.server.snapshot_max_age_s,
             trusted_proxies=config.trusted_proxies,
             access_log=config.server.access_log,
+            tiers=config.tiers.caps,
+            turns=config.turns,
             tracer=None if provider is None else provider.get_tracer("pillion.gateway"),
         ),
         stop.event,

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
+from pillion.core.tiers import Tier
 from pillion.store.events import chosen, paged
 from pillion.store.rows import (
     Adapter,
@@ -230,6 +231,7 @@ class Everyone:
             attachments=await self.attachments(whose=whose),
             instances=await self.unfinished_instances(whose),
             suspended=await self.suspended_accounts(whose),
+            tiers=await self.tiers(whose),
         )
 
     async def adapters_of(self, accounts: Sequence[str]) -> dict[str, int]:
@@ -247,6 +249,14 @@ class Everyone:
             rows = (await self._session.run(statement)).mappings()
             found[table.name] = {row["state"]: int(row["count"]) for row in rows}
         return found
+
+    async def tiers(self, whose: Collection[str | None] | None = None) -> dict[str, Tier]:
+        """By account; those of tier `shared` are left out."""
+        among = sa.true() if whose is None else accounts.c.id.in_([id for id in whose if id is not None])
+        statement = sa.select(accounts.c.id, accounts.c.tier).where(
+            accounts.c.tier != "shared", accounts.c.deleted_at.is_(None), among
+        )
+        return {row["id"]: row["tier"] for row in (await self._session.run(statement)).mappings()}
 
     async def suspended_accounts(self, whose: Collection[str | None] | None = None) -> frozenset[str]:
         among = sa.true() if whose is None else accounts.c.id.in_([id for id in whose if id is not None])

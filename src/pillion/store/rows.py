@@ -333,7 +333,7 @@ class RoutedAdapter(msgspec.Struct, frozen=True):
 class SnapshotRows(msgspec.Struct, frozen=True):
     """One consistent read of what is wanted: keys not revoked, all attachments, instances that run or still end.
 
-    `suspended`: accounts.
+    `suspended`: accounts. `tiers`: of accounts that are of another than `shared`.
     """
 
     keys: list[ApiKey]
@@ -343,6 +343,7 @@ class SnapshotRows(msgspec.Struct, frozen=True):
     instances: list[Instance]
     suspended: frozenset[str] = frozenset()
     prices: list[Price] = []
+    tiers: dict[str, Tier] = {}
 
 
 class LedgerEntry(msgspec.Struct, frozen=True):
