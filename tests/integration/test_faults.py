@@ -26,19 +26,6 @@ def in_flight(engine: Engine) -> int:
     return int(state["base"]["inflight"] + sum(adapter["inflight"] for adapter in state["adapters"]))
 
 
-def test_an_engine_that_hangs_is_started_again(site: Site, client: Pillion, tmp_path: Path) -> None:
-    instance = site.launch(client)
-    captain = attached(client, "captain", instance, tmp_path)
-    [engine] = site.engines(instance)
-    engine.go_wrong(hang=True)
-    [after] = until(
-        lambda: [e for e in site.engines(instance) if e.process != engine.process], "another engine"
-    )
-    assert until(lambda: ask(client, captain.aliases[0]), "the adapter again") == tag(captain.digest)
-    assert not engine.process.is_running()
-    assert [adapter["resident"] for adapter in after.state()["adapters"]] == [True]
-
-
 @pytest.mark.parametrize(
     ("fault", "code"), [("refuse_load", "engine_refused"), ("ineffective", "adapter_ineffective")]
 )
