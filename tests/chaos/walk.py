@@ -98,6 +98,7 @@ class Walk:
                 self._left -= 1
                 if self._left == 0:
                     self.crashed = True
+                    self.control.controller.ticked.notify()  # nobody waits for one who is dead
                     raise Crash
 
         self.control.db.transaction = transaction  # type: ignore[method-assign]
@@ -140,6 +141,8 @@ class Walk:
         return given
 
     async def tick(self) -> None:
+        if self.crashed:
+            raise Crash
         seen = self.control.controller.ticked.count
         self.control.changes.notify()
         await self.control.controller.ticked.wait(seen, 2.0)
@@ -213,6 +216,13 @@ class Walk:
             fleet.apply_error = fleet.observe_error = fleet.delete_error = None
         self.run(self._until_settled())
 
+    def wrong(self) -> list[str]:
+        """Where facts do not equal wishes now."""
+        return self.run(self._all_wrong())  # type: ignore[no-any-return]
+
+    async def _all_wrong(self) -> list[str]:
+        return list(self._wrong(await self.control.db.snapshot_rows(), await self._snapshot()))
+
     async def _until_settled(self) -> None:
         wrong: list[str] = ["nothing was looked at"]
         try:
@@ -222,7 +232,7 @@ class Walk:
                     for agent in self.agents:
                         self._mend(agent)
                     await self.tick()
-                    wrong = list(self._wrong(await self.control.db.snapshot_rows(), await self._snapshot()))
+                    wrong = await self._all_wrong()
         except TimeoutError:
             raise AssertionError("facts do not equal wishes: " + "; ".join(wrong)) from None
 
