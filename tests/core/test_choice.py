@@ -93,6 +93,10 @@ def test_the_first_that_has_room(busy: dict[str, int], affinity: str) -> None:
         pytest.param(
             2, load(recent={"a": 190, "b": 140, "c": 90, "d": 90}), 1, id="who has it may take more"
         ),
+        pytest.param(
+            2, load({"a": 3}, {"a": 10, "b": 99}), 1, id="slow now, and who had more has nothing to do"
+        ),
+        pytest.param(2, load({"a": 3, "b": 1}, {"a": 10, "b": 99}), 0, id="not so slow as that"),
         pytest.param(0, load(), 0, id="nowhere: where it would be warm next"),
         pytest.param(0, load({"a": 1}, {"a": 1}), 0, id="little traffic moves nobody"),
         pytest.param(0, load(recent={"a": 120, "b": 100, "c": 90, "d": 90}), 1, id="above the mean"),
@@ -124,3 +128,16 @@ def test_one_that_comes_back_gets_little_at_first() -> None:
         busy["ab"[pick("ab", 2, load(busy, share={"a": 0.1}))]] += 1
     assert 0 < busy["a"] < 15
     assert pick("ab", 2, load({"a": 9, "b": 9}, share={"a": 0.1, "b": 0.1})) in (0, 1)
+
+
+@pytest.mark.parametrize("askers", [4, 8, 64])
+@pytest.mark.parametrize("ranked", ["ab", "ba"])
+def test_one_that_does_not_answer_does_not_draw_in_all_who_ask(askers: int, ranked: str) -> None:
+    """Each asks again as soon as it is answered, which a never does: most requests of late were the other's."""
+    recent = Counter({"a": 100, "b": 100})
+    stuck = 0
+    for _ in range(2000):
+        assert stuck < askers
+        chosen = ranked[pick(ranked, 2, load({"a": stuck, "b": askers - stuck - 1}, recent))]
+        recent[chosen] += 1
+        stuck += chosen == "a"

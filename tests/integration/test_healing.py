@@ -57,6 +57,8 @@ def test_an_engine_that_hangs_under_traffic_is_replaced_and_the_other_goes_on(
     with traffic(client, [captain.aliases[0]], each=4) as asked:
         asked.goes_on(captain.aliases[0])
         hung.go_wrong(hang=True)
+        asked.goes_on(captain.aliases[0], more=200)
+        assert hung.process.is_running(), "it goes on before it is healed"
         with timed("an engine that hangs is replaced"):
             new = until(lambda: another(site, instance, hung), "another engine")
         with timed("until all is whole"):

@@ -27,6 +27,9 @@ LOOKED_AT = 16
 SLACK = 8
 # A replica is crowded, so that adapters are loaded elsewhere for it, at so many requests in flight and twice the mean.
 CROWD = 8
+# Over its bound, and with so many times as much in flight as another has that is warm too, a replica may not answer at all:
+# most recent requests are then the other's, which must not send all that come to the one that hangs.
+STUCK = 2
 
 
 T = TypeVar("T")
@@ -63,8 +66,9 @@ def pick(replicas: Sequence[str], warm: int, load: Load) -> int:
     """The index of the replica to ask, of at least one. The first `warm` of them have what is asked for, the others would
     have to load it first; both in rank order.
 
-    The first warm one within its part of the load; or the least busy warm one that is neither overloaded nor crowded; or
-    the first other whose load is not above the mean, where the adapter would be warm next.
+    The first warm one within its part of the load; or the least busy warm one that is neither overloaded nor crowded, or
+    where that one seems stuck the least busy of all warm ones; or the first other whose load is not above the mean, where
+    the adapter would be warm next.
     """
     count = len(replicas)
     if count == 1:
@@ -84,7 +88,8 @@ def pick(replicas: Sequence[str], warm: int, load: Load) -> int:
     calm = [index for index in range(count) if busy[index] < crowd * shares[index]]
     near = [index for index in calm if index < warm and recent[index] < free * shares[index]]
     if near:
-        return min(near, key=busy.__getitem__)
+        best, idle = (min(among, key=busy.__getitem__) for among in (near, range(warm)))
+        return idle if busy[best] * shares[idle] >= STUCK * (busy[idle] + 1) else best
     even = mean_recent + slack
     return next(
         (index for index in calm if index >= warm and recent[index] < even * shares[index]),
