@@ -20,15 +20,18 @@ from pillion.store.rows import Adapter, AdapterVersion, Attachment, VersionBytes
 from pillion.store.transaction import Tx
 
 LIVE_WAIT_S = 5.0
+GATEWAYS_S = 0.5  # how long a reader waits for gateways: one that hangs holds nobody up
 
 
 async def listing(control: Control, who: Principal, ref: str) -> Page[VersionView]:
-    """Oldest first."""
+    """Oldest first. Who sees that a version is live may call it at once: gateways know before this answers."""
     async with control.db.read() as tx:
         row = await lookup.adapter(tx, who, ref)
-        return Page(
+        page = Page(
             [await _view(control, tx, row, v) for v in await tx.versions.list(who.account, row.row_id)]
         )
+    await control.gateways.acknowledged(await control.controller.publish(), GATEWAYS_S)
+    return page
 
 
 async def add(

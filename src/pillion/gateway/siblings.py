@@ -45,7 +45,11 @@ class Siblings:
         partial.replace(self._path)
 
     def page(self, own: bytes) -> bytes:
-        """All workers' numbers: `own` as it is now, the others' as last written. Those that are gone are left out."""
+        """All workers' numbers: `own` as it is now, the others' as last written. Those that are gone are left out.
+
+        What is told is written first: no other worker tells less after this one.
+        """
+        self.write(own)
         texts = {self._path.stem: own}
         for path in self._path.parent.glob("*.prom"):
             try:
