@@ -39,6 +39,7 @@ def environment(home: Path, port: int) -> dict[str, str]:
         "PATH": path,
         "TERM": "dumb",
         "COLUMNS": "120",
+        "LINES": "50",  # without it rich takes a dumb terminal to be 80 wide, whatever COLUMNS says
         "LANG": "C.UTF-8",
         "TZ": "UTC",
         "PILLION_PORT": str(port),
