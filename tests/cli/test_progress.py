@@ -32,6 +32,7 @@ def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "on_terminal", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
     with progress.steps("[job] 1") as told:
         told(Progress("downloading", 0.5, 1.0))
     with progress.transfer("uploading") as on_bytes:
