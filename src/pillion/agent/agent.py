@@ -13,6 +13,7 @@ import psutil
 import structlog
 from aiohttp import web
 
+from pillion.agent import processes
 from pillion.agent.api import Keys, application, check_newer
 from pillion.agent.backoff import Backoff
 from pillion.agent.board import Board
@@ -20,6 +21,7 @@ from pillion.agent.home import Home
 from pillion.agent.loading import Loading
 from pillion.agent.metrics import Metrics
 from pillion.agent.permitted import Permitted
+from pillion.agent.processes import Processes
 from pillion.agent.residents import Fetch, Residents
 from pillion.agent.supervisor import Supervisor, Timing
 from pillion.core.permits import PermitRefusedError, Terms, check, opened
@@ -45,6 +47,7 @@ class Parts:
     random: Callable[[], float]
     timing: Timing = field(default_factory=Timing)
     first_backoff_s: float = 0.5
+    processes: Processes = processes
 
 
 class Agent:
@@ -60,7 +63,15 @@ class Agent:
             slots(spec), Loading(parts.fetch), backoff, parts.now, self._publish, self._permitted
         )
         self._supervisor = Supervisor(
-            home, spec, parts.driver, parts.launch, self.board, self._residents, backoff, parts.timing
+            home,
+            spec,
+            parts.driver,
+            parts.launch,
+            self.board,
+            self._residents,
+            backoff,
+            parts.timing,
+            parts.processes,
         )
         self._stopped = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None

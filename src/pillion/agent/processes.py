@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -21,12 +22,44 @@ _GATEKEEPER = 'read -r go && exec "$@" </dev/null'
 _POLL_S = 0.05
 
 
+class Process(Protocol):
+    """An engine that was started. `exit_status` is known only of one that has ended, and not always then."""
+
+    @property
+    def record(self) -> EngineRecord: ...
+
+    @property
+    def exit_status(self) -> int | None: ...
+
+    def alive(self) -> bool: ...
+
+    async def end(self, grace_s: float) -> None:
+        """Asks it to end, and after `grace_s` makes it."""
+        ...
+
+
+class Processes(Protocol):
+    """Where engines run: this module, or a test's own place."""
+
+    def start(self, launch: Launch, home: Home, port: int, epoch: int) -> Process:
+        """Starts one and writes down which it is, in this order or not at all. Raises `OSError`."""
+        ...
+
+    def adopt(self, home: Home) -> Process | None:
+        """The one that an agent before this one left running."""
+        ...
+
+
 class EngineProcess:
     """A running engine: this agent's child, or one adopted from the agent before."""
 
     def __init__(self, record: EngineRecord, child: subprocess.Popen[bytes] | None = None) -> None:
-        self.record = record
+        self._record = record
         self._child = child
+
+    @property
+    def record(self) -> EngineRecord:
+        return self._record
 
     @property
     def exit_status(self) -> int | None:
@@ -36,17 +69,17 @@ class EngineProcess:
     def alive(self) -> bool:
         if self._child is not None:
             return self._child.poll() is None
-        return identity(self.record.pid) == self.record.identity
+        return identity(self._record.pid) == self._record.identity
 
     async def end(self, grace_s: float) -> None:
         """SIGTERM, and SIGKILL after `grace_s`, to the engine; then SIGKILL to what it started."""
         if self.alive():
-            _signal(self.record.pid, signal.SIGTERM)
+            _signal(self._record.pid, signal.SIGTERM)
             await self._gone(grace_s)
         if self.alive():
-            _signal(self.record.pid, signal.SIGKILL)
+            _signal(self._record.pid, signal.SIGKILL)
             await self._gone(grace_s)
-        for process in _session(self.record):
+        for process in _session(self._record):
             _signal(process, signal.SIGKILL)
 
     async def _gone(self, timeout_s: float) -> None:

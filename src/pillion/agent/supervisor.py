@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 import structlog
 
-from pillion.agent import processes
 from pillion.agent.backoff import Backoff
 from pillion.agent.board import Board
 from pillion.agent.home import EngineRecord, Home
 from pillion.agent.loading import Engine
 from pillion.agent.logs import NewLines, bound, tail
-from pillion.agent.processes import EngineProcess
+from pillion.agent.processes import Process, Processes, free_port
 from pillion.agent.proof import Prover
 from pillion.agent.residents import Residents
 from pillion.core.errors import PillionError
@@ -49,7 +48,7 @@ class Timing:
 
 
 class Supervisor:
-    """`launch` says how to start the engine on a port."""
+    """`launch` says how to start the engine on a port, `processes` starts it."""
 
     def __init__(
         self,
@@ -61,16 +60,18 @@ class Supervisor:
         residents: Residents,
         backoff: Backoff,
         timing: Timing,
+        processes: Processes,
     ) -> None:
         self._home, self._spec, self._driver, self._launch = home, spec, driver, launch
         self._board, self._residents, self._backoff, self._timing = board, residents, backoff, timing
-        self._process: EngineProcess | None = None
+        self._processes = processes
+        self._process: Process | None = None
         self._client: EngineClient | None = None
 
     async def run(self) -> None:
         """Until cancelled. The engine then runs on: `stop` ends it."""
         failures = 0
-        self._process = processes.adopt(self._home)
+        self._process = self._processes.adopt(self._home)
         adopted = self._process is not None
         while True:
             started = asyncio.get_running_loop().time()
@@ -120,18 +121,18 @@ class Supervisor:
             self._client = None
             await client.close()
 
-    def _start(self) -> EngineProcess:
+    def _start(self) -> Process:
         before = self._home.read("engine.json", EngineRecord)
         epoch = before.epoch + 1 if before else 1
-        port = processes.free_port(self._spec.host)
+        port = free_port(self._spec.host)
         launch = self._launch(port)
         bound(self._home.engine_log)
-        process = processes.start(launch, self._home, port, epoch)
+        process = self._processes.start(launch, self._home, port, epoch)
         log.info("engine_started", pid=process.record.pid, port=port, epoch=epoch)
         self._board.post(stage="starting", engine_epoch=epoch, detail="the engine's process was started")
         return process
 
-    async def _come_up(self, process: EngineProcess, client: EngineClient) -> Failure | None:
+    async def _come_up(self, process: Process, client: EngineClient) -> Failure | None:
         """Waits for health and warms the base up. Only the gate of our own engine takes our key: no other will do."""
         new = NewLines(self._home.engine_log, from_end=True)
         while not await client.healthy(self._timing.probe_timeout_s):
@@ -160,7 +161,7 @@ class Supervisor:
         log.info("engine_ready", url=client.url, epoch=process.record.epoch)
         return None
 
-    async def _watch(self, process: EngineProcess, client: EngineClient) -> Failure:
+    async def _watch(self, process: Process, client: EngineClient) -> Failure:
         missed = 0
         probe = asyncio.create_task(self._probe(client))
         try:
@@ -213,7 +214,7 @@ class Supervisor:
             restarts=self._board.status.restarts + 1,
         )
 
-    def _exited(self, process: EngineProcess) -> Failure:
+    def _exited(self, process: Process) -> Failure:
         status = process.exit_status
         if status is not None and status < 0:  # it had no time for last words
             return Failure("engine_exited", f"the engine was killed by signal {-status}")
@@ -227,7 +228,7 @@ class Supervisor:
             await process.end(self._timing.stop_grace_s)
 
 
-def _facts(state: EngineState, process: EngineProcess) -> dict[str, object]:
+def _facts(state: EngineState, process: Process) -> dict[str, object]:
     return {
         "name": state.engine,
         "version": state.engine_version,

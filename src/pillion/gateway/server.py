@@ -42,6 +42,7 @@ from pillion.gateway.reports import ControlLedger, Reports, Sharing, UntoldError
 from pillion.gateway.siblings import Siblings
 from pillion.gateway.spool import own_and_orphans
 from pillion.gateway.tracing import Tracing
+from pillion.gateway.watch import HttpHealth, Watch
 
 log = structlog.get_logger(__name__)
 
@@ -60,12 +61,13 @@ async def serve(
     stop: asyncio.Event,
     started: Callable[[str, int], None] = lambda host, port: None,
     listener: socket.socket | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> None:
     """Serves until `stop`, then takes no more connections, finishes what is in flight, and returns.
 
     After `limits.drain_s` streams are ended with an error event. `started` is told the address once it listens.
-    `listener`: a socket that listens already, instead of the configured address. Raises `OSError` where it cannot
-    listen or write to `state_dir`.
+    `listener`: a socket that listens already, instead of the configured address. `clock`: seconds since the epoch.
+    Raises `OSError` where it cannot listen or write to `state_dir`.
     """
     _raise_file_limit()
     # A request leaves no cycles behind, and a look at everything that a snapshot holds would stop all of them.
@@ -75,7 +77,7 @@ async def serve(
     listener.setblocking(False)
     with contextlib.closing(listener):
         host, port = listener.getsockname()[:2]
-        async with _gateway(config) as (app, pool):
+        async with _gateway(config, clock) as (app, pool):
             server = await loop.create_server(lambda: Inbound(app, loop), sock=listener, backlog=2048)
             sweeping = asyncio.ensure_future(_sweep(app, config.limits))
             log.info("gateway listens", host=host, port=port)
@@ -117,36 +119,40 @@ async def _sweep(app: Gateway, limits: Limits) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _gateway(config: GatewayConfig) -> AsyncIterator[tuple[Gateway, Pool]]:
+async def _gateway(config: GatewayConfig, clock: Callable[[], float]) -> AsyncIterator[tuple[Gateway, Pool]]:
     """All parts, wired; the snapshot feed runs inside the context."""
     name = await asyncio.to_thread(gateway_id, config.state_dir, lambda: f"gw_{secrets.token_hex(8)}")
-    knowledge = Knowledge(time.time, config.snapshot_max_age_s)
+    knowledge = Knowledge(clock, config.snapshot_max_age_s)
     outbox = Outbox()
     pool = Pool(config.limits.connect_timeout_s, outbox)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         source = ControlSource(session, config.internal_url, config.internal_token, name)
-        feed = SnapshotFeed(source, KeptSnapshot(config.state_dir), knowledge, time.time, random.random)
+        feed = SnapshotFeed(source, KeptSnapshot(config.state_dir), knowledge, clock, random.random)
         await feed.start()
         ledger = ControlLedger(session, config.internal_url, config.internal_token)
         spool, orphans = await asyncio.to_thread(
             own_and_orphans, config.spool_dir or config.state_dir / "spool", config.limits.spool_bytes
         )
-        reports = Reports(ledger, spool, orphans, time.time, random.random)
-        meter = Meter(spool, time.time, reports.told, told_in_log if config.access_log else None)
-        rates = KeyLimits(time.time())
-        budgets = Budgets(ledger, spool.id, secrets.token_hex(8), time.time)
-        sharing = Sharing(ledger, rates, name, time.time)
+        reports = Reports(ledger, spool, orphans, clock, random.random)
+        meter = Meter(spool, clock, reports.told, told_in_log if config.access_log else None)
+        rates = KeyLimits(clock())
+        budgets = Budgets(ledger, spool.id, secrets.token_hex(8), clock)
+        sharing = Sharing(ledger, rates, name, clock)
         tasks = [asyncio.ensure_future(task.run()) for task in (feed, reports, sharing, budgets)]
         metrics = Metrics(knowledge, lambda: reports.behind, lambda: sharing.open)
-        fair = Fair(config.tiers, config.turns, time.time, metrics.held_back)
+        fair = Fair(config.tiers, config.turns, clock, metrics.held_back)
         metrics.waiting = lambda: fair.waiting
         if config.metrics_dir is not None:
-            siblings = Siblings(config.metrics_dir, config.state_dir.name, time.time)
+            siblings = Siblings(config.metrics_dir, config.state_dir.name, clock)
             metrics.page = siblings.page
             tasks.append(asyncio.ensure_future(siblings.run(metrics.own)))
-        cold = Cold(AgentLoads(session), knowledge, time.time, metrics.cold_load, config.limits.cold_wait_s)
+        cold = Cold(AgentLoads(session), knowledge, clock, metrics.cold_load, config.limits.cold_wait_s)
         try:
-            yield _app(config, knowledge, pool, outbox, metrics, meter, rates, budgets, cold, fair), pool
+            app = _app(config, knowledge, pool, outbox, metrics, meter, rates, budgets, cold, fair, clock)
+            health, inference = HttpHealth(session), app.inference
+            watch = Watch(inference.waiting, health, inference.balance, time.monotonic, metrics.failed)
+            tasks.append(asyncio.ensure_future(watch.run()))
+            yield app, pool
         finally:
             pool.close()
             await cold.close()
@@ -171,9 +177,10 @@ def _app(
     budgets: Budgets,
     cold: Cold,
     fair: Fair,
+    clock: Callable[[], float],
 ) -> Gateway:
     balance = Balance(time.monotonic, random.random)
-    door = Doorkeeper(time.time, config.trusted_proxies)
+    door = Doorkeeper(clock, config.trusted_proxies)
     new_id = _request_ids()
     return Gateway(
         knowledge=knowledge,
@@ -181,7 +188,7 @@ def _app(
         inference=Inference(
             knowledge=knowledge,
             pool=pool,
-            plans=Plans(knowledge, pool, time.time, config.limits.quarantine_s),
+            plans=Plans(knowledge, pool, clock, config.limits.quarantine_s),
             cold=cold,
             door=door,
             balance=balance,
@@ -193,7 +200,7 @@ def _app(
             rates=rates,
             budgets=budgets,
             fair=fair,
-            clock=time.time,
+            clock=clock,
             new_id=new_id,
             tracing=Tracing(config.tracer) if config.tracer is not None else None,
             random=random.random,
@@ -204,7 +211,7 @@ def _app(
         outbox=outbox,
         metrics=metrics,
         limits=config.limits,
-        clock=time.time,
+        clock=clock,
         timer=time.perf_counter,
         new_id=new_id,
     )
