@@ -73,7 +73,7 @@ class Gateway:
     ) -> None:
         self._knowledge = knowledge
         self._door = door
-        self._inference = inference
+        self.inference = inference
         self._control = control
         self._container = container
         self._pool = pool
@@ -110,7 +110,7 @@ class Gateway:
         connection.taken(kind)
         self._metrics.taken(kind)
         if kind == "inference":
-            return self._inference.receive(head, connection)
+            return self.inference.receive(head, connection)
         if kind == "control":
             return self._control.receive(head, connection)
         if kind == "container":

@@ -97,6 +97,17 @@ class Balance:
         health.failures += 1
         health.out_until = now + min(self._out_s * 2.0 ** (health.failures - 1), MAX_OUT_S)
 
+    def silent(self, replica: str) -> None:
+        """It is asked last for `out_s` from now on, and no longer however often this is said."""
+        health = self._health.setdefault(replica, _Health(0, 0.0))
+        health.failures = max(1, health.failures)
+        health.out_until = max(health.out_until, self._clock() + self._out_s)
+
+    def out(self, replica: str) -> bool:
+        """Whether it is asked last now."""
+        health = self._health.get(replica)
+        return health is not None and self._clock() < health.out_until
+
     def answered(self, replica: str) -> None:
         """It works: it comes back from now on, and the next failure is the first again."""
         if self._health and (health := self._health.get(replica)) is not None:

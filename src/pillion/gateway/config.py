@@ -20,7 +20,8 @@ class Limits:
     `linger_s`: how long the rest of a body is still read, and thrown away, after its request was refused: a
     connection closed at once would often take the refusal with it. `quarantine_s`: how long an adapter is refused
     after two replicas died holding a request for it. `spool_bytes`: how much usage is kept while control is away;
-    beyond it requests are refused. `cold_wait_s`: how long a request waits for an adapter to be loaded.
+    beyond it requests are refused. `cold_wait_s`: how long a request waits for an adapter to be loaded. `silent_s`: after
+    so long without a byte for a request its engine is asked for its health, `probe_s`: and left if it says nothing for that.
     """
 
     max_body: int = 32 * 2**20
@@ -35,6 +36,8 @@ class Limits:
     quarantine_s: float = 60.0
     spool_bytes: int = 2**30
     cold_wait_s: float = 10.0
+    silent_s: float = 1.0
+    probe_s: float = 2.0
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import msgspec
 import structlog
@@ -16,7 +16,7 @@ from pillion.core.errors import (
     RequestTooLargeError,
 )
 from pillion.core.routing import Candidate, Route, may_load
-from pillion.core.snapshot import Key
+from pillion.core.snapshot import Key, Replica
 from pillion.gateway import headers, http
 from pillion.gateway.accounting import Meter, RateLimits, Ticket
 from pillion.gateway.answers import CutShortError, KeyRefusedError, Origin, Reply, broken, read_reply
@@ -74,6 +74,7 @@ class Inference:
     new_id: Callable[[], str]
     tracing: Tracing | None
     random: Callable[[], float]
+    held_up: set[InferenceExchange] = field(default_factory=set)  # by a load, or for their turn
 
     def receive(self, head: Head, connection: Inbound) -> InferenceExchange:
         """Raises `PillionError` for what need not be read to be refused."""
@@ -86,6 +87,13 @@ class Inference:
             raise refusal
         connection.proceed()
         return InferenceExchange(self, head, connection, key, ref)
+
+    def waiting(self) -> Iterator[InferenceExchange]:
+        """Those that a replica has or is to have."""
+        yield from list(self.held_up)
+        for asker in self.pool.asking():
+            if isinstance(asker, InferenceExchange):
+                yield asker
 
     def quarantine(self, key: Key, route: Route, request_id: str) -> None:
         """Two replicas died holding a request for this adapter."""
@@ -285,6 +293,37 @@ class InferenceExchange:
     def upstream_full(self, full: bool) -> None:
         """The whole request is in its buffer anyway."""
 
+    # What a watch asks and says
+
+    def waits_for(self) -> Replica | None:
+        plan = self._plan
+        if plan is None or self._held is None or self._begun or self._over:
+            return None
+        return plan.candidate.replica
+
+    def silent(self) -> None:
+        """Goes to another replica, if there is one that is not out and it may: once, and paid by the budget."""
+        held, shared, tries = self._held, self._in, self._tries
+        if held is None or self._begun or self._over:
+            return
+        try:
+            route = shared.cold.route(shared.plans.resolve(self._account, self._model, self._ref))
+        except PillionError:
+            return
+        other = shared.balance.choose(route, tries.excluded | {held})
+        if other is None or shared.balance.out(other.replica.id):
+            return
+        if self in shared.held_up:
+            self._stop_waiting()
+            tries.pass_by(held)
+        elif self._upstream is not None and tries.leave(held):
+            self._part()
+            self._reply = None
+        else:
+            return
+        self._let_go()
+        self._again()
+
     # Below
 
     def _place(self) -> None:
@@ -366,6 +405,7 @@ class InferenceExchange:
         if candidate.instance.account is None:
             self._turn = self._in.fair.turn(candidate.replica.id, self._key, self._called)
             if self._turn.waits:
+                self._in.held_up.add(self)
                 return
         self._reach(plan)
 
@@ -373,6 +413,7 @@ class InferenceExchange:
         """Its turn has come, or will not."""
         if self._over:
             return
+        self._in.held_up.discard(self)
         plan = self._plan
         assert plan is not None
         try:
@@ -405,9 +446,11 @@ class InferenceExchange:
         now, cold = self._in.clock(), self._in.cold
         self._cold_until = self._cold_until or now + cold.wait_s
         self._waiting = cold.load(plan.route, plan.candidate, self._cold_until - now, self._warmed)
+        self._in.held_up.add(self)
 
     def _warmed(self, asked: Asked) -> None:
         self._waiting, plan = None, self._plan
+        self._in.held_up.discard(self)
         assert plan is not None
         try:
             if asked.outcome not in (Outcome.LOADED, Outcome.THERE):
@@ -537,8 +580,8 @@ class InferenceExchange:
     def _settle(self, status: int) -> None:
         """Puts down how it ended, before the last byte goes out."""
         self._over = True
-        if self._waiting is not None:
-            self._waiting.cancel()
+        if self._in.held_up:
+            self._stop_waiting()
         if self._held is not None:
             self._let_go()
         if self._admitted:
@@ -558,6 +601,13 @@ class InferenceExchange:
             if prompt or completion:
                 self._in.rates.spent(self._key, (prompt or 0) + (completion or 0), now)
         ticket.done(status, now)
+
+    def _stop_waiting(self) -> None:
+        """For a load or a turn."""
+        self._in.held_up.discard(self)
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
     def _leave_pool(self) -> None:
         """Its place is free, and what was set aside for it is paid or given back."""

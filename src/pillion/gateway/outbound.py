@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -141,6 +142,10 @@ class Outbound(asyncio.Protocol):
     @property
     def open(self) -> bool:
         return not self._transport.is_closing()
+
+    @property
+    def asker(self) -> Asker | None:
+        return self._asker
 
     # What the event loop calls
 
@@ -309,6 +314,10 @@ class Pool:
                 idle.remove(connection)
             if not idle:
                 del self._idle[connection.origin]
+
+    def asking(self) -> Iterator[Asker]:
+        """Those whose answers are not whole."""
+        return (connection.asker for connection in list(self._all) if connection.asker is not None)
 
     def sweep(self) -> None:
         """Closes what has been idle for too long."""

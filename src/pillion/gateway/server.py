@@ -149,9 +149,7 @@ async def _gateway(config: GatewayConfig, clock: Callable[[], float]) -> AsyncIt
         cold = Cold(AgentLoads(session), knowledge, clock, metrics.cold_load, config.limits.cold_wait_s)
         try:
             app = _app(config, knowledge, pool, outbox, metrics, meter, rates, budgets, cold, fair, clock)
-            health, inference = HttpHealth(session), app.inference
-            watch = Watch(inference.waiting, health, inference.balance, time.monotonic, metrics.failed)
-            tasks.append(asyncio.ensure_future(watch.run()))
+            tasks.append(asyncio.ensure_future(_watch(app.inference, session, config.limits).run()))
             yield app, pool
         finally:
             pool.close()
@@ -164,6 +162,18 @@ async def _gateway(config: GatewayConfig, clock: Callable[[], float]) -> AsyncIt
                 task.cancel()
             await asyncio.wait(tasks)
             spool.close()
+
+
+def _watch(inference: Inference, session: aiohttp.ClientSession, limits: Limits) -> Watch:
+    return Watch(
+        inference.waiting,
+        HttpHealth(session, limits.probe_s),
+        inference.balance,
+        time.monotonic,
+        inference.metrics.failed,
+        limits.silent_s,
+        limits.probe_s,
+    )
 
 
 def _app(

@@ -95,6 +95,19 @@ class Tries:
         if not self._budget.spend():
             raise Overdrawn("The replica was lost while it had this request. Try again shortly.")
 
+    def leave(self, replica: str) -> bool:
+        """Whether it may leave one that has the request and is silent. It counts as held: it may yet have been the cause."""
+        if self._lost or not self._budget.spend():
+            return False
+        self._lost += 1
+        self.pass_by(replica)
+        return True
+
+    def pass_by(self, replica: str) -> None:
+        """It does not say a word, and has nothing of this request."""
+        self.excluded.add(replica)
+        self.reason = "silent"
+
     def verdict(self, route: Route) -> PillionError:
         """Why no candidate is left."""
         if self._broken:
