@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from aiohttp.web_request import FileField
 
 from pillion.core import snapshot as wire
 from pillion.core.snapshot import Snapshot
@@ -74,6 +75,10 @@ async def chat(request: web.Request, body: dict[str, Any]) -> web.StreamResponse
     return response
 
 
+def _field(value: Any) -> Any:
+    return (value.filename, value.content_type, value.file.read()) if isinstance(value, FileField) else value
+
+
 @dataclass
 class Engine:
     """A fake engine. `asked` has what it got; `behave` says what it does."""
@@ -83,7 +88,10 @@ class Engine:
     url: str = ""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        body = json.loads(await request.read() or b"{}")
+        if request.content_type == "multipart/form-data":
+            body = {name: _field(value) for name, value in (await request.post()).items()}
+        else:
+            body = json.loads(await request.read() or b"{}")
         self.asked.append((request, body))
         return await self.behave(request, body)
 

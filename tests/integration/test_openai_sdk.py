@@ -10,7 +10,7 @@ import pytest
 
 from pillion.sdk import Pillion
 
-from .site import Site, adapter_file, tag
+from .site import Site, adapter_file, tag, until
 
 
 @pytest.fixture
@@ -66,6 +66,28 @@ def test_chats_streams_and_completes(ai: openai.OpenAI, served: tuple[int, str, 
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == expected
     assert ai.completions.create(model=alias, prompt="hi", max_tokens=4).choices[0].text.strip() == expected
     assert ai.responses.create(model=alias, input="hi", max_output_tokens=4).output_text.strip() == expected
+
+
+def test_writes_sounds_down(client: Pillion, ai: openai.OpenAI, served: tuple[int, str, str]) -> None:
+    """A form: the model is one of its fields, and the tokens are counted."""
+    _, alias, expected = served
+    sound = ("a.wav", b"RIFF" * 5_000)
+    more = {"max_completion_tokens": "4"}
+    answer = ai.audio.transcriptions.create(model=alias, file=sound, extra_body=more)
+    assert answer.text.strip() == expected
+    assert answer.usage is not None
+    with ai.audio.transcriptions.with_streaming_response.create(
+        model=alias, file=sound, stream=True, extra_body=more
+    ) as stream:
+        text = "".join(stream.iter_lines())
+    assert text.endswith("data: [DONE]")
+    assert "usage" not in text
+    with pytest.raises(openai.NotFoundError):
+        ai.audio.transcriptions.create(model="tiny:nobodys", file=sound)
+    events = until(
+        lambda: found if len(found := list(client.usage.events())) == 2 else [], "two usage events"
+    )
+    assert {(event.prompt_tokens, event.completion_tokens) for event in events} == {(21, 4)}
 
 
 def test_embeds(site: Site, client: Pillion, ai: openai.OpenAI) -> None:

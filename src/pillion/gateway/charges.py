@@ -30,8 +30,11 @@ class Charge:
         return self.price.cost(prompt, completion)
 
 
-def most(path: str, size: int, document: Document, model: Model, now: float) -> Charge:
-    """For a body of `size` bytes: its prompt, and the longest answer it allows, or what is left of the context.
+def most(
+    path: str, size: int, document: Document, model: Model, now: float, *, has_files: bool = False
+) -> Charge:
+    """For a body of `size` bytes: its prompt, and the longest answer it allows, or what is left of the context. Files are
+    not in `size`; what they hold is at most a context.
 
     Raises `ModelNotPricedError`.
     """
@@ -45,7 +48,8 @@ def most(path: str, size: int, document: Document, model: Model, now: float) -> 
     asked = [n for name in _LENGTHS if (n := _number(document, name)) is not None]
     answer = 0 if path in _WITHOUT_ANSWER else min([context, *asked])
     answers = max([1, *(n for name in _COUNTS if (n := _number(document, name)) is not None)])
-    return Charge(price, price.cost(size + TEMPLATE_TOKENS, answer * min(answers, 128)))
+    prompt = size + TEMPLATE_TOKENS + (context if has_files else 0)
+    return Charge(price, price.cost(prompt, answer * min(answers, 128)))
 
 
 def _number(document: Document, name: str) -> int | None:

@@ -36,6 +36,7 @@ from pillion.gateway.charges import Charge, most
 from pillion.gateway.cold import Asked, Cold, Outcome, Waiter
 from pillion.gateway.config import Limits
 from pillion.gateway.fair import Fair, Turn
+from pillion.gateway.form import Form, boundary_of, usage_asked
 from pillion.gateway.http import Head
 from pillion.gateway.inbound import CLIENT_LEFT, Inbound
 from pillion.gateway.knowledge import Knowledge
@@ -85,8 +86,11 @@ class Inference:
             raise too_large(limit)
         if (refusal := self.rates.check(key, self.clock())) is not None:
             raise refusal
+        boundary = boundary_of(head)
         connection.proceed()
-        return InferenceExchange(self, head, connection, key, ref)
+        return InferenceExchange(
+            self, head, connection, key, ref, None if boundary is None else Form(boundary)
+        )
 
     def waiting(self) -> Iterator[InferenceExchange]:
         """Those that a replica has or is to have."""
@@ -119,6 +123,8 @@ class InferenceExchange:
         "_cold_until",
         "_document",
         "_engine_id",
+        "_extra",
+        "_form",
         "_head",
         "_held",
         "_in",
@@ -143,8 +149,12 @@ class InferenceExchange:
     kind = "inference"
     patient = False
 
-    def __init__(self, inference: Inference, head: Head, client: Inbound, key: Key, ref: str | None) -> None:
+    def __init__(
+        self, inference: Inference, head: Head, client: Inbound, key: Key, ref: str | None, form: Form | None
+    ) -> None:
         self._in = inference
+        self._form = form
+        self._extra: dict[str, str] = {}
         self._head = head
         self._client = client
         self._key = key
@@ -180,19 +190,27 @@ class InferenceExchange:
         self._size += len(data)
         if self._size > self._in.limits.max_body:
             self._fail(too_large(self._in.limits.max_body))
-            return
-        self._parts.append(data)
+        elif self._form is None:
+            self._parts.append(data)
+        elif not self._over:
+            try:
+                self._form.feed(data)
+            except PillionError as error:
+                self._fail(error)
 
     def body_end(self) -> None:
         if self._over:
             return
         try:
-            raw = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._parts = []
-            document, self._model = read_document(raw)
-            urls = may_hold_urls(raw)
-            self._document = self._in.policy.apply(self._head.path, document, may_hold_urls=urls)
-            self._wanted = ask_for_usage(self._head.path, self._document)
+            if self._form is not None:
+                self._read_form(self._form)
+            else:
+                raw = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+                self._parts = []
+                document, self._model = read_document(raw)
+                urls = may_hold_urls(raw)
+                self._document = self._in.policy.apply(self._head.path, document, may_hold_urls=urls)
+                self._wanted = ask_for_usage(self._head.path, self._document)
             self._in.budget.earn()
             self._place()
         except PillionError as error:
@@ -326,6 +344,11 @@ class InferenceExchange:
 
     # Below
 
+    def _read_form(self, form: Form) -> None:
+        document, self._model = form.end()
+        self._document = self._in.policy.apply(self._head.path, document)
+        self._extra, self._wanted = usage_asked(self._head.path, document)
+
     def _place(self) -> None:
         """Asks the best replica there is. Raises `PillionError`."""
         shared, tries = self._in, self._tries
@@ -377,7 +400,10 @@ class InferenceExchange:
                 return True
             if self._key.spent:
                 raise InsufficientQuotaError("This API key's spend limit for this month is reached.")
-            self._charge = most(self._head.path, self._size, self._document, model, self._in.clock())
+            size, has_files = (self._size, False) if self._form is None else (self._form.text_size, True)
+            self._charge = most(
+                self._head.path, size, self._document, model, self._in.clock(), has_files=has_files
+            )
             self._paying = self._in.budgets.reserve(self._account, self._charge.reserved, self._paid)
         return self._paying is None
 
@@ -482,7 +508,8 @@ class InferenceExchange:
         plan = self._plan
         assert plan is not None
         self._upstream = connection
-        body = encode(self._document, plan.name, self._salt(plan.candidate))
+        salt = self._salt(plan.candidate)
+        body = encode(self._document, plan.name, salt) if self._form is None else self._encoded(plan, salt)
         if self._trace is None:
             fields = headers.to_engine(self._head, self._engine_id, len(body))
         else:
@@ -491,6 +518,12 @@ class InferenceExchange:
         connection.send(self, plan.prefix + fields + body)
         if self._choked:
             connection.pause()
+
+    def _encoded(self, plan: Plan, salt: str | None) -> bytes:
+        """The form for the plan's engine."""
+        assert self._form is not None
+        values = {"model": plan.route.upstream_model(plan.candidate), **self._extra}
+        return self._form.encode(values if salt is None else values | {"cache_salt": salt})
 
     def _salt(self, candidate: Candidate) -> str | None:
         """On shared pools. What an account runs alone needs none, and its engine may not know the field."""

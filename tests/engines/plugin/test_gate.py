@@ -181,3 +181,24 @@ async def test_keys_are_bearer_tokens_in_any_case() -> None:
     assert (await plain.call("GET", "/metrics", authorization=f"bearer {AGENT}")).status == 200
     assert (await plain.call("GET", "/metrics", authorization=f"Basic {AGENT}")).status == 401
     assert (await plain.call("GET", "/metrics", authorization=AGENT)).status == 401
+
+
+FORM = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n--x--\r\n'
+
+
+@pytest.mark.parametrize(
+    ("form", "status"),
+    [
+        (FORM % (b"model", b"tiny"), 200),
+        (FORM % (b"model", b"nobody"), 404),
+        (FORM % (b"model", b"adp_a@1"), 503),
+        (FORM % (b"file", b"tiny"), 400),
+        (FORM.replace(b"--x", b"--y") % (b"model", b"tiny"), 400),
+        (b"", 400),
+    ],
+)
+async def test_of_a_form_the_first_field_is_the_model(form: bytes, status: int) -> None:
+    bench = Bench()
+    kind = "multipart/form-data; boundary=x"
+    answer = await bench.user.call("POST", "/v1/audio/transcriptions", form, content_type=kind)
+    assert answer.status == status

@@ -58,11 +58,11 @@ def usage(ask: Ask, generated: int) -> dict[str, Any]:
     }
 
 
-def _so_far(head: Head, generated: int) -> dict[str, Any]:
+def so_far(head: Head, generated: int) -> dict[str, Any]:
     return {"usage": usage(head.ask, generated)} if head.ask.continuous_usage else {}
 
 
-def _last_usage(head: Head, kind: str, choices: list[list[Piece]]) -> list[dict[str, Any]]:
+def last_usage(head: Head, kind: str, choices: list[list[Piece]]) -> list[dict[str, Any]]:
     if not head.ask.include_usage:
         return []
     return [{**head.base(kind), "choices": [], "usage": usage(head.ask, sum(map(len, choices)))}]
@@ -108,11 +108,11 @@ def completion_chunk(head: Head, piece: Piece, generated: int) -> dict[str, Any]
         "finish_reason": piece.finish,
         "stop_reason": None,
     }
-    return {**head.base("text_completion"), "choices": [choice], **_so_far(head, generated)}
+    return {**head.base("text_completion"), "choices": [choice], **so_far(head, generated)}
 
 
 def completion_closing(head: Head, choices: list[list[Piece]]) -> list[dict[str, Any]]:
-    return _last_usage(head, "text_completion", choices)
+    return last_usage(head, "text_completion", choices)
 
 
 def completion_logprobs(head: Head, parts: list[Piece]) -> dict[str, Any] | None:
@@ -178,7 +178,7 @@ def chat_opening(head: Head, choices: int) -> list[dict[str, Any]]:
     made = [
         {"index": index, "delta": delta, "logprobs": None, "finish_reason": None} for index in range(choices)
     ]
-    return [{**head.base("chat.completion.chunk"), "choices": [one], **_so_far(head, 0)} for one in made]
+    return [{**head.base("chat.completion.chunk"), "choices": [one], **so_far(head, 0)} for one in made]
 
 
 def chat_chunk(head: Head, piece: Piece, generated: int) -> dict[str, Any]:
@@ -188,11 +188,11 @@ def chat_chunk(head: Head, piece: Piece, generated: int) -> dict[str, Any]:
         "logprobs": chat_logprobs(head, [piece]),
         "finish_reason": piece.finish,
     }
-    return {**head.base("chat.completion.chunk"), "choices": [choice], **_so_far(head, generated)}
+    return {**head.base("chat.completion.chunk"), "choices": [choice], **so_far(head, generated)}
 
 
 def chat_closing(head: Head, choices: list[list[Piece]]) -> list[dict[str, Any]]:
-    return _last_usage(head, "chat.completion.chunk", choices)
+    return last_usage(head, "chat.completion.chunk", choices)
 
 
 def chat_logprobs(head: Head, parts: list[Piece]) -> dict[str, Any] | None:

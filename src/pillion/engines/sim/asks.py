@@ -85,6 +85,11 @@ def responses(body: dict[str, Any], limits: Limits) -> Ask:
     return _ask(body, [words], limits, "max_output_tokens")
 
 
+def sound(body: dict[str, Any], words: list[str], limits: Limits) -> Ask:
+    """`words` stand for what is heard."""
+    return _ask(body, [words], limits, "max_completion_tokens")
+
+
 def embedding(body: dict[str, Any], limits: Limits) -> Ask:
     given = body.get("input")
     if given is None or given == []:

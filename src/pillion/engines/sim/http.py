@@ -13,7 +13,7 @@ import msgspec
 from pillion import __version__
 from pillion.engines.plugin.pillion_engine.asgi import ClientLeft, Receive, Scope, Send, read_body
 from pillion.engines.plugin.pillion_engine.port import EngineRefused
-from pillion.engines.sim import answers, asks, responses
+from pillion.engines.sim import answers, asks, responses, sounds
 from pillion.engines.sim.adapters import SimAdapters
 from pillion.engines.sim.answers import Head, Piece
 from pillion.engines.sim.asks import Ask, AskError, Limits
@@ -55,6 +55,7 @@ ENDPOINTS = {
     "/v1/responses": Endpoint(
         "resp", asks.responses, responses.whole, responses.opening, responses.delta, responses.closing
     ),
+    sounds.PATH: Endpoint("trsc", sounds.ask, sounds.whole, sounds.opening, sounds.chunk, sounds.closing),
 }
 
 
@@ -117,7 +118,10 @@ class SimApp:
         }
         if method != "POST" or not (path in ENDPOINTS or path in posts):
             raise AskError(404, f"Nothing answers {method} {path}.", "NotFoundError")
-        body = _object(await read_body(scope, receive, MAX_BODY))
+        if path == sounds.PATH:
+            body = await sounds.read_form(scope, receive)
+        else:
+            body = _object(await read_body(scope, receive, MAX_BODY))
         if path in posts:
             return await posts[path](body, send)
         endpoint = ENDPOINTS[path]

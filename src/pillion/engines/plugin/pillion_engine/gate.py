@@ -7,6 +7,7 @@ environment and the server's own simulated engine both import it.
 
 import hmac
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 from urllib.parse import parse_qs
@@ -33,6 +34,9 @@ __all__ = ["MAX_BODY_BYTES", "EngineFacts", "EnginePort", "EngineRefused", "Gate
 MAX_BODY_BYTES = 32 * 1024 * 1024
 UNLOAD_DEADLINE_S = 30.0
 ADAPTER_PREFIX = "adp_"
+# A gateway reads forms whole and strictly, and puts what it asks for first and once.
+_FORM = re.compile(rb'multipart/form-data *; *boundary="?([^";]{1,70})"?(?: *;.*)?', re.IGNORECASE)
+_FIRST = rb'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n([!-~]{1,512})\r\n--%b'
 
 Role = Literal["infer", "agent"]
 
@@ -230,6 +234,8 @@ def _strict_model_of(scope: Scope, body: bytes) -> str | None:
     The type is checked as well: what is JSON to us and a form to the engine could name two models.
     """
     kinds = headers_named(scope, b"content-type")
+    if len(kinds) == 1 and (form := _FORM.fullmatch(kinds[0])) is not None:
+        return _model_first_in(form[1], body)
     kind = kinds[0].split(b";")[0].strip().lower() if len(kinds) == 1 else b""
     if len(kinds) > 1 or not (kind in (b"", b"application/json") or kind.endswith(b"+json")):
         _malformed("The request body must be JSON.")
@@ -238,6 +244,14 @@ def _strict_model_of(scope: Scope, body: bytes) -> str | None:
     except (ValueError, RecursionError):
         _malformed("The request body is not JSON.")
     return _model_in(fields)
+
+
+def _model_first_in(boundary: bytes, body: bytes) -> str:
+    escaped = re.escape(boundary)
+    found = re.match(_FIRST % (escaped, escaped), body)
+    if found is None:
+        _malformed("A form must have the field 'model' first.", "model")
+    return found[1].decode("ascii")
 
 
 def _model_of(body: bytes) -> str | None:
