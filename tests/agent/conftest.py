@@ -20,7 +20,15 @@ from pillion.core.replica import AgentRecord, ReplicaSpec
 from pillion.engines.driver import driver
 from tests.replicas import AgentClient, Node, http
 
-QUICK = Timing(poll_s=0.02, probe_s=0.05, probe_timeout_s=0.5, misses=2, stop_grace_s=5, steady_s=3600)
+QUICK = Timing(
+    poll_s=0.02,
+    probe_s=0.05,
+    health_timeout_s=0.5,
+    probe_timeout_s=0.5,
+    misses=2,
+    stop_grace_s=5,
+    steady_s=3600,
+)
 Serving = Callable[..., AbstractAsyncContextManager[AgentClient]]
 
 

@@ -125,7 +125,7 @@ async def test_a_setting_the_engine_does_not_know_is_named(node: Node, serving: 
 
 
 async def test_an_engine_that_never_answers_is_given_up(node: Node, serving: Serving) -> None:
-    timing = Timing(poll_s=0.02, probe_timeout_s=0.1, start_timeout_s=1.0, stop_grace_s=1)
+    timing = Timing(poll_s=0.02, health_timeout_s=0.1, start_timeout_s=1.0, stop_grace_s=1)
     async with serving(timing=timing, options={"faults": {"hang": True}}) as agent:
         status = await agent.until(lambda s: s.failure is not None)
         assert status.failure

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 
 from pillion.sdk import Pillion
@@ -68,6 +70,53 @@ def test_an_engine_that_hangs_under_traffic_is_replaced_and_the_other_goes_on(
     assert not hung.process.is_running()
     assert other.process.is_running()
     assert resident(new) == resident(other) == {f"{captain.id}@{captain.digest}"}
+
+
+@pytest.mark.parametrize("on_demand", [True, False])
+def test_who_waits_at_a_node_that_freezes_is_answered_by_another(
+    site: Site, client: Pillion, tmp_path: Path, on_demand: bool
+) -> None:
+    """The agent, too, so that nothing is healed meanwhile: one request after the other, as by a single client."""
+    lora = {"enabled": True, "max_adapters": 2, "on_demand": on_demand}
+    instance = client.instances.launch("tiny", regions=["eu-1", "us-1"], replicas=2, lora=lora).id
+    client.instances.wait_running(instance, timeout=60)
+    seed = 21 + on_demand
+    if on_demand:  # it is warm in one place alone
+        captain = client.adapters.upload("captain", "tiny", adapter_file(tmp_path, seed))
+    else:
+        captain = attached(client, "captain", instance, tmp_path, seed)
+    before = answered(client, captain)
+    [frozen] = [e for e in site.engines(instance) if e.region == before.headers["x-pillion-region"]]
+    agent = frozen.process.parent()
+    assert agent is not None
+    with stopped(frozen.process, agent):
+        for number in range(5):
+            with timed(f"request {number + 1} after a node froze"):
+                answer = answered(client, captain)
+            assert answer.headers["x-pillion-region"] != frozen.region
+            assert ("x-pillion-cold" in answer.headers) == (on_demand and number == 0)
+    until(lambda: client.instances.get(instance).state == "running", "both replicas again")
+    answered(client, captain)
+
+
+def answered(client: Pillion, adapter: Adapter) -> httpx.Response:
+    body = {"model": adapter.aliases[0], "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+    http: httpx.Client = client._transport._http
+    answer = http.post("/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"] == tag(adapter.digest)
+    return answer
+
+
+@contextmanager
+def stopped(*processes: psutil.Process) -> Iterator[None]:
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
 
 
 def deleted(cached: Path) -> None:

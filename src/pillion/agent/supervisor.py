@@ -30,7 +30,8 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Timing:
-    """All in seconds. An engine that misses `misses` health probes in a row hangs.
+    """All in seconds. An engine that misses `misses` probes in a row hangs: it did not answer for its health within
+    `health_timeout_s`, or did not say what it holds within `probe_timeout_s`, which may take as long as a batch.
 
     `steady_s`: an engine that ran as long as this before it died is started again without delay. After
     `patience` starts in a row that came to nothing the stage is `failed`; it is still tried, at the longest
@@ -39,6 +40,7 @@ class Timing:
 
     poll_s: float = 0.1
     probe_s: float = 2.0
+    health_timeout_s: float = 3.0
     probe_timeout_s: float = 5.0
     misses: int = 3
     start_timeout_s: float = 3600.0
@@ -135,7 +137,7 @@ class Supervisor:
     async def _come_up(self, process: Process, client: EngineClient) -> Failure | None:
         """Waits for health and warms the base up. Only the gate of our own engine takes our key: no other will do."""
         new = NewLines(self._home.engine_log, from_end=True)
-        while not await client.healthy(self._timing.probe_timeout_s):
+        while not await client.healthy(self._timing.health_timeout_s):
             self._read_stages(new)
             if not process.alive():
                 return self._exited(process)
@@ -162,8 +164,9 @@ class Supervisor:
         return None
 
     async def _watch(self, process: Process, client: EngineClient) -> Failure:
-        missed = 0
-        probe = asyncio.create_task(self._probe(client))
+        loop, missed = asyncio.get_running_loop(), 0
+        due = loop.time() + self._timing.probe_s
+        probe = asyncio.create_task(self._probe(client, due))
         try:
             while True:
                 await asyncio.wait({probe}, timeout=self._timing.poll_s)
@@ -175,16 +178,17 @@ class Supervisor:
                 if missed >= self._timing.misses:
                     return Failure("engine_hung", f"the engine missed {missed} health probes in a row")
                 bound(self._home.engine_log)
-                probe = asyncio.create_task(self._probe(client))
+                due = max(loop.time(), due + self._timing.probe_s)
+                probe = asyncio.create_task(self._probe(client, due))
         finally:
             probe.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await probe
 
-    async def _probe(self, client: EngineClient) -> bool:
-        """Waits a little, then asks how it is and what it holds."""
-        await asyncio.sleep(self._timing.probe_s)
-        if not await client.healthy(self._timing.probe_timeout_s):
+    async def _probe(self, client: EngineClient, due: float) -> bool:
+        """When it is due by the loop's clock, asks how the engine is and what it holds."""
+        await asyncio.sleep(due - asyncio.get_running_loop().time())
+        if not await client.healthy(self._timing.health_timeout_s):
             return False
         before = self._residents.rows()
         try:
