@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
+from msgspec.structs import replace
 
-from pillion.control import accounts, adapters, attachments, instances, loads, versions
+from pillion.control import accounts, adapters, attachments, instances, loads, pools, versions
 from pillion.control.instances import Launch
 from pillion.control.loads import Load
+from pillion.core.catalogue import Pool
 from pillion.core.errors import AdapterInUseError, ConflictError, InstanceAtCapacityError, NotFoundError
 from pillion.store.database import Database
 from tests.control.test_versions import add, attached, become, states
@@ -185,3 +188,13 @@ async def test_two_controls_launch_once(world: World) -> None:
         made = await instances.launch(two, who, Launch("tiny"))
         await until(two, lambda: instances.get(two, who, made.id), lambda i: i.state == "running")
         assert fleet.made == 1
+
+
+async def test_controls_that_start_at_once_launch_a_pool_once(world: World) -> None:
+    world.catalogue = replace(world.catalogue, pools=(Pool("tiny", 1, max_adapters=2),))
+    async with AsyncExitStack() as stack:
+        controls = [await stack.enter_async_context(world.control(f"c{n}", run=False)) for n in range(6)]
+        await asyncio.gather(*map(pools.ensure, controls))
+        async with controls[0].db.read() as tx:
+            found = await tx.instances.list(None, limit=100)
+        assert [instance.model for instance in found] == ["tiny"]

@@ -119,6 +119,16 @@ class Site:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def start(self, *arguments: str) -> None:
+        self._begin(*arguments)
+        until(lambda: httpx.get(f"{self.url}/v1/catalog").status_code == 401, f"up: {self.log()}")
+
+    def refused(self, *arguments: str) -> int:
+        """Its exit status where it must not start."""
+        self._begin(*arguments)
+        assert self.process is not None
+        return self.process.wait(DEADLINE_S)
+
+    def _begin(self, *arguments: str) -> None:
         with (self.root / "serve.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -130,7 +140,6 @@ class Site:
                 stderr=log,
                 env=self.environment,
             )
-        until(lambda: httpx.get(f"{self.url}/v1/catalog").status_code == 401, f"up: {self.log()}")
 
     def stop(self) -> int:
         """SIGTERM; the exit status."""

@@ -197,3 +197,19 @@ def test_attachments_that_cannot_be(site: Site, client: Pillion, http: httpx.Cli
             answer = http.post(f"/v1/instances/{instance}/adapters", json={"adapter": ref})
             assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), (instance, ref)
     assert ask(client, "tiny:one").startswith("sim tiny ")
+
+
+def test_a_model_of_the_configuration_that_is_called_like_a_label_is_refused_at_the_start(
+    own_site: Site, tmp_path: Path
+) -> None:
+    with own_site.client() as client:
+        made = client.adapters.upload("mine", "tiny", adapter_file(tmp_path, 1))
+        client.adapters.rename(made.id, "captain")
+        client.adapters.rename(made.id, "major")
+    assert own_site.stop() == 0
+    text = own_site.config.read_text()
+    own_site.config.write_text(text + '[[models]]\nname = "captain"\nsource = "hf:a/b"\n')
+    assert own_site.refused() == 2
+    assert "'captain'" in own_site.log()
+    own_site.config.write_text(text)
+    own_site.start()

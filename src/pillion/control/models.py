@@ -31,6 +31,23 @@ def gpu_types(control: Control) -> Page[GpuTypeView]:
     return Page([known[name] for name in sorted(known)])
 
 
+async def check_catalogue(control: Control) -> None:
+    """Raises `NameTakenError` where a model of the configuration is called what an account calls something of its own: one
+    string has one meaning (SPEC §2).
+    """
+    async with control.db.read() as tx:
+        taken = await tx.everyone.names_among({model.name for model in control.catalogue.models})
+    if taken:
+        owners: dict[str, list[str]] = {}
+        for name, account in taken:
+            owners.setdefault(name, []).append(account)
+        found = "; ".join(f"{name!r} (of {', '.join(accounts[:5])})" for name, accounts in owners.items())
+        raise NameTakenError(
+            "[[models]]: accounts have adapters, labels (former ones count) or registered models of these names: "
+            f"{found}. Give the models other names."
+        )
+
+
 async def registered(control: Control, who: Principal) -> Page[ModelView]:
     async with control.db.read() as tx:
         return Page([_view(row) for row in await tx.models.list(who.account, limit=1000)])

@@ -10,13 +10,19 @@ from pillion.core import launch as rules
 from pillion.core.launch import InstanceSpec
 from pillion.core.replica import LoraSpec
 
+LOCK = "pools"
+
 
 async def ensure(control: Control) -> None:
-    """Launch the pools that are configured and do not run; stop those that are no longer configured."""
+    """Launch the pools that are configured and do not run; stop those that are no longer configured.
+
+    Of controls that start at once the second finds what the first launched.
+    """
     wanted = {
         pool.model: _spec(control, pool.model, index) for index, pool in enumerate(control.catalogue.pools)
     }
     async with control.db.transaction() as tx:
+        await tx.leases.acquire(LOCK, LOCK, control.clock(), 0.0)  # held until commit: others wait here
         running = await tx.instances.list(None, wanted=True, limit=1000)
         for row in running:
             if wanted.get(row.model) != spec_of(row):

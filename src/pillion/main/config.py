@@ -69,6 +69,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `flip_drain_s`: how long a version that was replaced does. Of shared pools, for each gateway: `pool_requests` are given
     to a replica at once, `pool_share` of them at most one account's; `pool_waiting` wait for it, each for `pool_wait_s`.
+    `media_urls`: whether requests may name media by URL, which engines fetch. `request_fields`: names of engines' own
+    fields that requests may have beyond the usual ones, separated by commas.
     """
 
     max_rank: Positive = 64
@@ -79,6 +81,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pool_waiting: Positive = Turns.waiting
     pool_wait_s: Seconds = Turns.wait_s
     models_root: str = ""
+    media_urls: bool = False
+    request_fields: str = ""
 
 
 class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -187,6 +191,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return tuple(network(text) for text in self.server.trusted_proxies.split(",") if text.strip())
         except ValueError as error:
             raise ConfigError(f"server.trusted_proxies: {error}") from error
+
+    @property
+    def request_fields(self) -> frozenset[str]:
+        return frozenset(name for text in self.limits.request_fields.split(",") if (name := text.strip()))
 
     @property
     def database_url(self) -> str:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from pillion.api import app as api_app
 from pillion.api import internal as internal_app
 from pillion.artifacts.store import ArtifactStore
-from pillion.control import accounts, imports, jobs, leftovers, pools, prices
+from pillion.control import accounts, imports, jobs, leftovers, models, pools, prices
 from pillion.control.agents import agents
 from pillion.control.billing import Billing
 from pillion.control.changes import Changes
@@ -52,6 +52,7 @@ async def control(
         if provider is not None:
             stack.push_async_callback(asyncio.to_thread, provider.shutdown)
         ctl = await _compose(config, stack)
+        await models.check_catalogue(ctl)
         await _bootstrap(ctl, config)
         await pools.ensure(ctl)
         await prices.ensure(ctl)

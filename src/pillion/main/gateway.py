@@ -6,12 +6,16 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pillion.gateway import GatewayConfig, serve
 from pillion.main.config import Config
 from pillion.main.lifetime import Stop
 from pillion.main.supervise import Part, listen_apart, supervise
 from pillion.main.tracing import tracer_provider
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 
 async def gateway(
@@ -29,30 +33,42 @@ async def gateway(
     stop = Stop()
     stop.listen()
     provider = tracer_provider(config, "gateway")
-    home = config.data_dir / "gateway"
-    await serve(
-        GatewayConfig(
-            state_dir=home / f"worker-{worker}",
-            spool_dir=home / "spool",
-            metrics_dir=home / "metrics" if config.server.workers > 1 else None,
-            control_url=control_url,
-            internal_url=internal_url,
-            internal_token=internal_token,
-            host=config.server.host,
-            port=config.server.port,
-            snapshot_max_age_s=config.server.snapshot_max_age_s,
-            trusted_proxies=config.trusted_proxies,
-            access_log=config.server.access_log,
-            tiers=config.tiers.caps,
-            turns=config.turns,
-            tracer=None if provider is None else provider.get_tracer("pillion.gateway"),
-        ),
-        stop.event,
-        listener=public,
-    )
+    tracer = None if provider is None else provider.get_tracer("pillion.gateway")
+    made = gateway_config(config, control_url, internal_url, internal_token, worker, tracer)
+    await serve(made, stop.event, listener=public)
     if provider is not None:
         await asyncio.to_thread(provider.shutdown)
     return 0
+
+
+def gateway_config(
+    config: Config,
+    control_url: str,
+    internal_url: str,
+    internal_token: str,
+    worker: int = 0,
+    tracer: Tracer | None = None,
+) -> GatewayConfig:
+    """What one worker is started with."""
+    home = config.data_dir / "gateway"
+    return GatewayConfig(
+        state_dir=home / f"worker-{worker}",
+        spool_dir=home / "spool",
+        metrics_dir=home / "metrics" if config.server.workers > 1 else None,
+        control_url=control_url,
+        internal_url=internal_url,
+        internal_token=internal_token,
+        host=config.server.host,
+        port=config.server.port,
+        snapshot_max_age_s=config.server.snapshot_max_age_s,
+        trusted_proxies=config.trusted_proxies,
+        media_urls=config.limits.media_urls,
+        allowed_extras=config.request_fields,
+        access_log=config.server.access_log,
+        tiers=config.tiers.caps,
+        turns=config.turns,
+        tracer=tracer,
+    )
 
 
 async def gateways(config: Config, config_path: Path | None, control_url: str, internal_url: str) -> int:
@@ -60,8 +76,7 @@ async def gateways(config: Config, config_path: Path | None, control_url: str, i
     stop = Stop()
     stop.listen()
     public = listen_apart(config.server.host, config.server.port, config.server.workers)
-    await supervise([workers(config, config_path, public, control_url, internal_url)], stop.event)
-    return 0
+    return await supervise([workers(config, config_path, public, control_url, internal_url)], stop.event)
 
 
 def workers(

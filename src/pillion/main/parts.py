@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from pillion.core.errors import PillionError
+from pillion.core.errors import PillionError, UnavailableError
 from pillion.main import config as settings
 from pillion.main.config import Config
 from pillion.main.files import private_token
@@ -96,6 +96,8 @@ def _run(
     """Configure, run, and turn what a person can mend into one clear line."""
     import uvloop
 
+    from pillion.main.supervise import REFUSED
+
     _log()
     try:
         config = settings.load(path, overrides, os.environ)
@@ -104,7 +106,7 @@ def _run(
             return runner.run(make(config))
     except PillionError as error:
         print(f"error: {error.message}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, UnavailableError) else REFUSED
 
 
 def _log() -> None:

@@ -30,5 +30,4 @@ async def serve(config: Config, config_path: Path | None, keep_engines: bool) ->
     )
     gateways = workers(config, config_path, public, address(api), address(internal))
     # The gateway ends first: it drains while what it needs still runs.
-    await supervise([[control], gateways], stop.event)
-    return 0
+    return await supervise([[control], gateways], stop.event)

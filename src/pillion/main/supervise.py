@@ -23,6 +23,7 @@ BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 STEADY_S = 30.0
 STOP_S = 60.0
 BACKLOG = 2048
+REFUSED = 2  # the status of a start that only a person can make succeed
 
 
 @dataclass
@@ -36,8 +37,11 @@ class Part:
     process: asyncio.subprocess.Process | None = None
 
 
-async def supervise(stages: Sequence[Sequence[Part]], stop: asyncio.Event) -> None:
-    """Runs all parts, and again those that die, until `stop`; then ends them, the last stage first."""
+async def supervise(stages: Sequence[Sequence[Part]], stop: asyncio.Event) -> int:
+    """Runs all parts, and again those that die, until `stop`; then ends them, the last stage first. The exit status.
+
+    Where a part's very first start is refused, which another would be too, that is the end of all.
+    """
     lifeline_read, lifeline_write = os.pipe()
     tasks = [
         asyncio.create_task(_keep_running(part, lifeline_read, stop)) for stage in stages for part in stage
@@ -46,7 +50,7 @@ async def supervise(stages: Sequence[Sequence[Part]], stop: asyncio.Event) -> No
         await stop.wait()
         for stage in reversed(stages):
             await asyncio.gather(*(_end(part) for part in stage))
-        await asyncio.gather(*tasks)
+        return max(await asyncio.gather(*tasks))
     finally:
         os.close(lifeline_write)
         os.close(lifeline_read)
@@ -93,8 +97,9 @@ def _bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return bound
 
 
-async def _keep_running(part: Part, lifeline: int, stopping: asyncio.Event) -> None:
-    failures = 0
+async def _keep_running(part: Part, lifeline: int, stopping: asyncio.Event) -> int:
+    """Its exit status where it was refused at the start, else 0."""
+    failures, first = 0, True
     while not stopping.is_set():
         started = asyncio.get_running_loop().time()
         part.process = await asyncio.create_subprocess_exec(
@@ -109,10 +114,14 @@ async def _keep_running(part: Part, lifeline: int, stopping: asyncio.Event) -> N
         )
         if stopping.is_set():  # told while it was being started: whoever ends the parts did not see this one
             await _end(part)
-            return
+            return 0
         status = await part.process.wait()
         if stopping.is_set():
-            return
+            return 0
+        if first and status == REFUSED:
+            stopping.set()
+            return REFUSED
+        first = False
         steady = asyncio.get_running_loop().time() - started > STEADY_S
         failures = 0 if steady else failures + 1
         pause = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
@@ -122,6 +131,7 @@ async def _keep_running(part: Part, lifeline: int, stopping: asyncio.Event) -> N
                 await stopping.wait()
         except TimeoutError:
             continue
+    return 0
 
 
 async def _end(part: Part) -> None:

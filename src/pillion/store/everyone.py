@@ -177,6 +177,20 @@ class Everyone:
         """All that any version has: what the artifact store must keep."""
         return set((await self._session.run(sa.select(adapter_versions.c.digest).distinct())).scalars())
 
+    async def names_among(self, names: Collection[str]) -> list[tuple[str, str]]:
+        """Of these, with the account: those of adapters, their labels, former ones too, and registered models."""
+        taken = sa.union(
+            *(
+                sa.select(column.label("name"), column.table.c.account_id).where(column.in_(names))
+                for column in (adapters.c.name, adapter_labels.c.label, registered_models.c.name)
+            )
+        ).subquery()
+        statement = sa.select(taken.c.name, taken.c.account_id).join(
+            accounts, (accounts.c.id == taken.c.account_id) & accounts.c.deleted_at.is_(None)
+        )
+        rows = (await self._session.run(statement.order_by(taken.c.name, taken.c.account_id))).mappings()
+        return [(row["name"], row["account_id"]) for row in rows]
+
     async def claim_job(self, kind: str, holder: str, now: float, *, stale_before: float) -> Job | None:
         """The oldest job of the kind that is queued, or runs but was not touched since `stale_before`."""
         free = (jobs.c.state == "queued") | ((jobs.c.state == "running") & (jobs.c.updated_at < stale_before))
