@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pillion.core.choice import BOUND, CROWD, SLACK, Load, pick, rank
+from pillion.core.choice import BOUND, CROWD, SLACK, Load, Ranking, pick, rank
 
 NAMES = st.lists(st.text("abcdef0123", min_size=1, max_size=6), min_size=1, max_size=12, unique=True)
 
@@ -32,6 +32,15 @@ def order(affinity: str, names: list[str]) -> tuple[str, ...]:
 def test_an_order_of_all_that_does_not_depend_on_how_they_come(names: list[str], affinity: str) -> None:
     assert sorted(order(affinity, names)) == sorted(names)
     assert order(affinity, names) == order(affinity, names[::-1])
+
+
+@given(st.integers(0, 300), st.integers(0, 400), st.text(max_size=20), st.integers(0, 10**6))
+def test_the_first_of_an_order_are_those_of_the_whole(
+    replicas: int, count: int, affinity: str, seed: int
+) -> None:
+    names = [f"{seed}-{number}" for number in range(replicas)]
+    found = [names[index] for index in Ranking(names).first(affinity, count)]
+    assert tuple(found) == order(affinity, names)[:count]
 
 
 @given(NAMES, st.text(max_size=20))

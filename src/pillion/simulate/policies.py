@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from pillion.core.choice import LOOKED_AT, rank
+from pillion.core.choice import LOOKED_AT, Ranking
 from pillion.core.routing import Candidate, Route
 from pillion.core.snapshot import Adapter, Instance, Replica
 
@@ -42,14 +42,14 @@ class Orders:
     def __init__(self, replicas: int, adapters: Sequence[str]) -> None:
         self.replicas = [f"1-local-{number}" for number in range(replicas)]
         self.adapters = adapters
-        self._known: dict[int, tuple[int, ...]] = {}
+        self._ranking = Ranking(self.replicas)
+        self._known: dict[int, list[int]] = {}
 
-    def of(self, adapter: int) -> tuple[int, ...]:
+    def of(self, adapter: int) -> list[int]:
         found = self._known.get(adapter)
         if found is None:
-            affinity = f"{ACCOUNT}/{self.adapters[adapter]}"
-            ranked = rank(affinity, range(len(self.replicas)), self.replicas.__getitem__)
-            found = self._known[adapter] = ranked[:RANKED]
+            found = self._ranking.first(f"{ACCOUNT}/{self.adapters[adapter]}", RANKED)
+            self._known[adapter] = found
         return found
 
 
