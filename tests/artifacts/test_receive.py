@@ -78,6 +78,13 @@ async def test_too_large_is_refused_while_it_comes(store: ArtifactStore, tiny: B
     assert everything(store) == []
 
 
+async def test_the_byte_that_is_too_many_is_refused_when_it_comes(store: ArtifactStore) -> None:
+    async with store.intake(10) as intake:
+        await intake.write(b"\0" * 10)
+        with pytest.raises(AdapterTooLargeError):
+            await intake.write(b"\0")
+
+
 async def test_what_is_refused_leaves_nothing(store: ArtifactStore, tiny: Base) -> None:
     for data in (b"", b"\x80\x04junk", weights(rank=65), weights()[:-1]):
         with pytest.raises(AdapterInvalidError):

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from pillion.artifacts.files import CHUNK, HashingWriter, Written, sync_directory
+from pillion.artifacts.files import CHUNK, HashingWriter, Written, sync_directory, too_large
 from pillion.core.adapters.digest import is_digest
 from pillion.core.errors import ArtifactMissingError
 
@@ -158,6 +158,8 @@ class Intake:
     async def write(self, chunk: bytes) -> None:
         """Take the next bytes. Raises `AdapterTooLargeError` past the limit. One call at a time."""
         self._buffer += chunk
+        if self.size > self._limit:
+            raise too_large(self._limit)
         if len(self._buffer) >= CHUNK:
             await self._flush()
 
