@@ -50,3 +50,7 @@ class RateLimits(Protocol):
     def fields(self, key: Key, now: float) -> Fields:
         """`x-ratelimit-*` for its answer."""
         ...
+
+    def lines(self, key: Key, now: float) -> bytes:
+        """The same as they go over the wire."""
+        ...

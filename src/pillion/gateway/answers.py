@@ -10,7 +10,7 @@ from pillion.core.errors import PillionError
 from pillion.gateway import headers
 from pillion.gateway.echo import Echo, EventEcho
 from pillion.gateway.faults import EngineError, Scrub, StreamBrokenError, error_event, parse_error
-from pillion.gateway.outbound import RawFields
+from pillion.gateway.replies import RawFields, ReplyHead
 from pillion.gateway.tokens import Tokens, Wanted
 from pillion.gateway.tries import NotResident
 
@@ -61,25 +61,33 @@ class Reply(Protocol):
         ...
 
 
-def read_reply(status: int, fields: RawFields, origin: Origin, limit: int) -> Reply:
+def read_reply(head: ReplyHead, origin: Origin, limit: int) -> Reply:
     """`limit`: bytes of a JSON document or of one event.
 
     Raises `NotResident` and `KeyRefusedError` where another replica may do better.
     """
+    status, fields = head.status, head.fields
     if status == 503 and _first(fields, b"x-pillion-retry") == b"1":
         raise NotResident
     if status in (401, 403):
         raise KeyRefusedError
     if status >= 300:
         return _Refusal(status, origin.scrub)
-    kind = _first(fields, b"content-type").partition(b";")[0].strip().lower()
-    if _first(fields, b"content-encoding") not in (b"", b"identity"):
-        kind = b"encoded"
+    if head.kept is None:
+        head.kept = _kind(fields), headers.from_engine(fields)
+    kind, passed = head.kept
     if kind == b"text/event-stream":
-        return _Events(status, headers.from_engine(fields), origin, limit)
+        return _Events(status, passed, origin, limit)
     if kind == b"application/json":
-        return _Document(status, headers.from_engine(fields), origin.echo, limit)
-    return _Bytes(status, headers.from_engine(fields), length_of(fields))
+        return _Document(status, passed, origin.echo, limit)
+    return _Bytes(status, passed, length_of(fields))
+
+
+def _kind(fields: RawFields) -> bytes:
+    """Of what it is an answer."""
+    if _first(fields, b"content-encoding") not in (b"", b"identity"):
+        return b"encoded"
+    return _first(fields, b"content-type").partition(b";")[0].strip().lower()
 
 
 class _Whole:

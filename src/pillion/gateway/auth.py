@@ -20,8 +20,8 @@ MAX_SEEN = 20_000
 
 
 class Doorkeeper:
-    """Checks keys against the snapshot of each request. What is kept of a key that was right before is its digest, so
-    that it is not made anew: whether it is still the right one is asked each time.
+    """Checks keys against the snapshot of each request: once for each snapshot. Of a key that was right before the digest
+    is kept, so that it is not made anew.
 
     `proxies`: CIDRs of those whose `x-forwarded-for` is believed.
     """
@@ -31,6 +31,8 @@ class Doorkeeper:
         self._proxies = tuple(proxies)
         self._pepper = b""
         self._seen: dict[str, tuple[str, str]] = {}
+        self._routes: Routes | None = None
+        self._known: dict[str, Key] = {}
 
     def client(self, head: Head, peer: str) -> str:
         """The address of who sent it, `peer` being that of who is connected."""
@@ -43,15 +45,11 @@ class Doorkeeper:
         given = head.all("authorization")
         if len(given) != 1:
             raise InvalidApiKeyError("Send one API key: Authorization: Bearer pil_….")
-        seen = self._seen.get(given[0]) if routes.pepper == self._pepper else None
-        lookup, digest = seen or _read(given[0], routes.pepper)
-        known = routes.key(lookup)
-        if known is None or not hmac.compare_digest(digest, known.digest):
-            raise InvalidApiKeyError("The API key is not valid: it is unknown here or was revoked.")
+        if routes is not self._routes:
+            self._routes, self._known = routes, {}
+        known = self._known.get(given[0]) or self._look_up(routes, given[0])
         if known.expires_at is not None and self._clock() >= known.expires_at:
             raise InvalidApiKeyError("The API key is not valid: it has expired.")
-        if seen is None:
-            self._remember(given[0], lookup, digest, routes.pepper)
         if known.allow and not addresses.within(client := self.client(head, peer), known.allow):
             raise address_not_allowed(client)
         if known.suspended:
@@ -61,6 +59,20 @@ class Doorkeeper:
                 f"The API key lacks the scope '{scope}'; it has: {', '.join(known.scopes) or 'none'}."
             )
         return known
+
+    def _look_up(self, routes: Routes, given: str) -> Key:
+        """Whose it is in this snapshot. Raises `InvalidApiKeyError`."""
+        seen = self._seen.get(given) if routes.pepper == self._pepper else None
+        lookup, digest = seen or _read(given, routes.pepper)
+        found = routes.key(lookup)
+        if found is None or not hmac.compare_digest(digest, found.digest):
+            raise InvalidApiKeyError("The API key is not valid: it is unknown here or was revoked.")
+        if seen is None:
+            self._remember(given, lookup, digest, routes.pepper)
+        if len(self._known) >= MAX_SEEN:
+            self._known.clear()
+        self._known[given] = found
+        return found
 
     def _remember(self, given: str, lookup: str, digest: str, pepper: bytes) -> None:
         if pepper != self._pepper or len(self._seen) >= MAX_SEEN:

@@ -131,7 +131,7 @@ def read_document(raw: bytes) -> tuple[Document, str]:
 
 def may_hold_urls(raw: bytes) -> bool:
     """Whether there may be a member for media in this JSON, or an escape that may stand for one."""
-    return b"url" in raw or b"\\u" in raw
+    return b"url" in raw or (b"\\" in raw and b"\\u" in raw)
 
 
 def encode(document: Document, model: bytes, salt: str | None) -> bytes:

@@ -22,12 +22,13 @@ class Echo:
     touched, and no number is printed anew. Where an engine calls itself something else, the JSON is parsed.
     """
 
-    __slots__ = ("_echo", "_echoed", "_exact", "_named")
+    __slots__ = ("_echo", "_echoed", "_exact", "_name", "_named")
 
     def __init__(self, upstream: str, echo: str) -> None:
         name = msgspec.json.encode(upstream)
         self._exact = b'"model":' + name
-        self._named = re.compile(rb'"model"\s*:\s*' + re.escape(name))
+        self._name = name
+        self._named: re.Pattern[bytes] | None = None  # made where it is needed: that is rare, and takes long
         self._echoed = b'"model":' + msgspec.json.encode(echo)
         self._echo = echo
 
@@ -35,13 +36,23 @@ class Echo:
         """The JSON document with `model`, and `response.model` of a response's events, replaced."""
         if (exact := self.exact(text)) is not None:
             return exact
+        if self._named is None:
+            self._named = re.compile(rb'"model"\s*:\s*' + re.escape(self._name))
         replaced, count = self._named.subn(lambda _: self._echoed, text)
         return replaced if count else self._parsed(text)
 
     def exact(self, text: bytes) -> bytes | None:
         """The same, at a fraction of the cost, where every `model` is the engine's name without a blank; else None."""
-        count = text.count(b'"model"')
-        return text.replace(self._exact, self._echoed) if count == text.count(self._exact) else None
+        exact = self._exact
+        at = text.find(b'"model"')
+        if at < 0:
+            return text
+        if not text.startswith(exact, at):
+            return None
+        end = at + len(exact)
+        if text.find(b'"model"', end) < 0:
+            return text[:at] + self._echoed + text[end:]
+        return text.replace(exact, self._echoed) if text.count(b'"model"') == text.count(exact) else None
 
     def _parsed(self, text: bytes) -> bytes:
         try:

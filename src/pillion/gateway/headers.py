@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Mapping
 from pillion.core.errors import AmbiguousRefError, InvalidRequestError
 from pillion.core.routing import ADAPTER_HEADER, Candidate, Route
 from pillion.gateway.http import Fields, Head
-from pillion.gateway.outbound import Origin, RawFields
+from pillion.gateway.outbound import Origin
+from pillion.gateway.replies import RawFields
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 HOP_BY_HOP = frozenset(

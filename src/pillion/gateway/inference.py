@@ -17,9 +17,9 @@ from pillion.core.errors import (
 )
 from pillion.core.routing import Candidate, Route, may_load
 from pillion.core.snapshot import Key, Replica
-from pillion.gateway import headers, http
+from pillion.gateway import headers
 from pillion.gateway.accounting import Meter, RateLimits, Ticket
-from pillion.gateway.answers import CutShortError, KeyRefusedError, Origin, Reply, broken, read_reply
+from pillion.gateway.answers import CutShortError, KeyRefusedError, Reply, broken, read_reply
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance, RetryBudget
 from pillion.gateway.body import (
@@ -41,8 +41,9 @@ from pillion.gateway.http import Head
 from pillion.gateway.inbound import CLIENT_LEFT, Inbound
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import Metrics
-from pillion.gateway.outbound import Outbound, Pool, RawFields
+from pillion.gateway.outbound import Outbound, Pool
 from pillion.gateway.plans import Plan, Plans
+from pillion.gateway.replies import ReplyHead
 from pillion.gateway.tokens import Wanted
 from pillion.gateway.tracing import Tracing
 from pillion.gateway.tries import Deadly, NotResident, Tries
@@ -253,12 +254,11 @@ class InferenceExchange:
     def proceed(self) -> None:
         """Nothing waits for it."""
 
-    def began(self, status: int, fields: RawFields) -> None:
+    def began(self, head: ReplyHead) -> None:
         plan = self._plan
         assert plan is not None
-        origin = Origin(self._head.path, plan.echo, plan.scrub, self._wanted)
         try:
-            self._reply = read_reply(status, fields, origin, self._in.limits.max_answer)
+            self._reply = read_reply(head, plan.origin(self._wanted), self._in.limits.max_answer)
             self._in.balance.answered(self._held or "")
         except NotResident:
             self._part()
@@ -544,9 +544,8 @@ class InferenceExchange:
         now = self._told_at = self._in.clock()
         if self._ticket is not None:
             self._ticket.first_byte(now)
-        rates = self._in.rates.fields(self._key, now)
-        fields = reply.fields + plan.fields + (b"x-pillion-cold: load\r\n" if self._cold else b"")
-        return fields + http.lines(rates) if rates else fields
+        cold = b"x-pillion-cold: load\r\n" if self._cold else b""
+        return b"%b%b%b%b" % (reply.fields, plan.fields, cold, self._in.rates.lines(self._key, now))
 
     def _lost(self, *, reused: bool) -> None:
         self._reply = None if not self._begun else self._reply

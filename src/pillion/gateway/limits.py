@@ -12,19 +12,24 @@ from pillion.gateway.http import Fields
 
 OPEN_AFTER_S = 10.0
 IDLE_S = 120.0
+_LINES = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%dms\r\n"
+_REQUESTS, _TOKENS = (_LINES % (name, name, name) for name in (b"requests", b"tokens"))
 
 
 class _Buckets:
-    __slots__ = ("asked", "requests", "spent", "tokens", "used_at")
+    __slots__ = ("asked", "key", "requests", "spent", "tokens", "used_at")
 
     def __init__(self, key: Key, now: float) -> None:
+        self.key = key
         self.requests = None if key.requests_per_minute is None else Bucket(key.requests_per_minute, now)
         self.tokens = None if key.tokens_per_minute is None else Bucket(key.tokens_per_minute, now)
         self.asked = self.spent = 0.0
         self.used_at = now
 
     def fit(self, key: Key) -> bool:
-        mine = (self.requests and self.requests.limit, self.tokens and self.tokens.limit)
+        if key is self.key:
+            return True
+        self.key, mine = key, (self.requests and self.requests.limit, self.tokens and self.tokens.limit)
         return mine == (key.requests_per_minute, key.tokens_per_minute)
 
 
@@ -62,17 +67,14 @@ class KeyLimits:
     def fields(self, key: Key, now: float) -> Fields:
         if key.requests_per_minute is None and key.tokens_per_minute is None:
             return ()
+        return [tuple(line.split(": ", 1)) for line in self.lines(key, now).decode().splitlines()]  # type: ignore[misc]
+
+    def lines(self, key: Key, now: float) -> bytes:
+        if key.requests_per_minute is None and key.tokens_per_minute is None:
+            return b""
         own = self._of(key, now)
-        found = []
-        for name, bucket in (("requests", own.requests), ("tokens", own.tokens)):
-            if bucket is not None:
-                left = bucket.left(now)
-                found += [
-                    (f"x-ratelimit-limit-{name}", str(bucket.limit)),
-                    (f"x-ratelimit-remaining-{name}", str(max(0, int(left)))),
-                    (f"x-ratelimit-reset-{name}", f"{ceil(bucket.wait(bucket.rate * 60) * 1000)}ms"),
-                ]
-        return found
+        requests = b"" if own.requests is None else _lines(_REQUESTS, own.requests, now)
+        return requests if own.tokens is None else requests + _lines(_TOKENS, own.tokens, now)
 
     def demand(self, gateway: str, now: float) -> Demand:
         """What was asked since the last time; what is idle is forgotten."""
@@ -114,3 +116,9 @@ class KeyLimits:
             own = self._buckets[key.id] = _Buckets(key, now)
         own.used_at = now
         return own
+
+
+def _lines(text: bytes, bucket: Bucket, now: float) -> bytes:
+    left = bucket.left(now)
+    reset = 0 if left >= bucket.limit else ceil(bucket.wait(bucket.rate * 60) * 1000)
+    return text % (bucket.limit, max(0, int(left)), reset)

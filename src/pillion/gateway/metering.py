@@ -11,7 +11,7 @@ import structlog
 from pillion.core.errors import UnavailableError
 from pillion.core.routing import Candidate, Route
 from pillion.core.snapshot import Key
-from pillion.core.usage import LOST, Incident, Used
+from pillion.core.usage import LOST, Incident, Told, Used
 from pillion.gateway.spool import Spool, SpoolFullError
 
 log = structlog.get_logger(__name__)
@@ -83,13 +83,21 @@ class Meter:
 
     def incident(self, kind: str, key: Key, route: Route, detail: str) -> None:
         adapter = None if route.adapter is None else route.adapter.id
-        self._put(lambda: self._spool.tell(Incident(0, self._clock(), kind, key.account, adapter, detail)))
+        self._tell(Incident(self.next(), self._clock(), kind, key.account, adapter, detail))
 
     def known(self, number: int, prompt: int | None, cached: int | None, completion: int | None) -> None:
-        self._put(lambda: self._spool.known(number, prompt, cached, completion))
+        try:
+            self._spool.known(number, prompt, cached, completion)
+        except OSError as error:
+            self._not_put_down(error)
+        self._sync_soon()
+
+    def next(self) -> int:
+        """The sequence of what is told next."""
+        return self._spool.last + 1
 
     def close(self, used: Used, number: int) -> None:
-        self._put(lambda: self._spool.tell(used, number))
+        self._tell(used, number)
         if self._access is not None:
             self._access(used)
 
@@ -98,14 +106,17 @@ class Meter:
         while self._syncing is not None:
             await asyncio.wait({self._syncing})
 
-    def _put(self, write: Callable[[], None]) -> None:
+    def _tell(self, told: Told, number: int = 0) -> None:
         """What was admitted is never refused at its end: the next process tells it as lost, with what was known."""
         try:
-            write()
+            self._spool.tell(told, number)
         except OSError as error:
-            self.failed += 1
-            log.error("usage not put down", error=str(error))
+            self._not_put_down(error)
         self._sync_soon()
+
+    def _not_put_down(self, error: OSError) -> None:
+        self.failed += 1
+        log.error("usage not put down", error=str(error))
 
     def _sync_soon(self) -> None:
         self._dirty = True
@@ -191,7 +202,7 @@ class Ticket:
         prompt, cached, completion = self._tokens
         self._meter.close(
             Used(
-                0, used.at, used.account, used.key, used.adapter, used.version, used.model, used.base,
+                self._meter.next(), used.at, used.account, used.key, used.adapter, used.version, used.model, used.base,
                 used.instance, used.replica, used.region, used.request_id, prompt, cached, completion,
                 str(status), None if first is None else (first - used.at) * 1000, (now - used.at) * 1000, self._cold,
             ),

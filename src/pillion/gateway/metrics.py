@@ -27,6 +27,16 @@ MAX_VERSIONS = 2000  # series of adapters' versions; those that come later are c
 FIRST_BYTE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
+class _Histogram:
+    """How many fell into each of `FIRST_BYTE_BUCKETS`, or above, and the sum of all."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(FIRST_BYTE_BUCKETS) + 1)
+        self.sum = 0.0
+
+
 class Metrics(Collector):
     """One registry per gateway, so that several may live in one process."""
 
@@ -41,37 +51,38 @@ class Metrics(Collector):
         self.page: Callable[[bytes], bytes] = lambda own: own
         self.waiting: Callable[[], int] = lambda: 0
         self._held_back: Counter[str] = Counter()
-        self._requests: Counter[tuple[str, int]] = Counter()
-        self._in_flight: Counter[str] = Counter()
+        self._requests: dict[tuple[str, int], int] = {}
+        self._in_flight: dict[str, int] = {}
         self._retries: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
-        self._versions: Counter[tuple[str, str, int]] = Counter()
+        self._versions: dict[tuple[str, int | None, int], int] = {}
         self._quarantines = 0
         self._cold_loads: Counter[str] = Counter()
-        self._first_byte: dict[str, list[int]] = {}
-        self._first_byte_sum: Counter[str] = Counter()
+        self._first_byte: dict[str, _Histogram] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
     def taken(self, kind: str) -> None:
         """A request has come."""
-        self._in_flight[kind] += 1
+        self._in_flight[kind] = self._in_flight.get(kind, 0) + 1
 
     def answered(self, kind: str, status: int) -> None:
         """`status` as the client got it; 499 where it left before."""
-        self._in_flight[kind] -= 1
-        self._requests[kind, status] += 1
+        self._in_flight[kind] = self._in_flight.get(kind, 0) - 1
+        labels = kind, status
+        self._requests[labels] = self._requests.get(labels, 0) + 1
 
     def malformed(self, status: int) -> None:
         """What came was no request."""
-        self._requests["malformed", status] += 1
+        labels = "malformed", status
+        self._requests[labels] = self._requests.get(labels, 0) + 1
 
     def first_byte(self, kind: str, seconds: float) -> None:
-        counts = self._first_byte.get(kind)
-        if counts is None:
-            counts = self._first_byte[kind] = [0] * (len(FIRST_BYTE_BUCKETS) + 1)
-        counts[bisect_left(FIRST_BYTE_BUCKETS, seconds)] += 1
-        self._first_byte_sum[kind] += seconds  # type: ignore[assignment]
+        histogram = self._first_byte.get(kind)
+        if histogram is None:
+            histogram = self._first_byte[kind] = _Histogram()
+        histogram.counts[bisect_left(FIRST_BYTE_BUCKETS, seconds)] += 1
+        histogram.sum += seconds
 
     def retried(self, reason: str) -> None:
         self._retries[reason] += 1
@@ -81,10 +92,13 @@ class Metrics(Collector):
 
     def version_answered(self, adapter: Adapter, status: int) -> None:
         """A request that an engine was asked for with this version of an adapter."""
-        series = adapter.id, str(adapter.version), status
-        if series not in self._versions and len(self._versions) >= MAX_VERSIONS:
-            series = "other", "", status
-        self._versions[series] += 1
+        series = adapter.id, adapter.version, status
+        count = self._versions.get(series)
+        if count is None:
+            if len(self._versions) >= MAX_VERSIONS:
+                series = "other", None, status
+            count = self._versions.get(series, 0)
+        self._versions[series] = count + 1
 
     def cold_load(self, result: str) -> None:
         """An agent was asked to load, and what came of it."""
@@ -108,7 +122,10 @@ class Metrics(Collector):
         """Prometheus' view, made now."""
         requests = ((labels, count) for labels, count in self._requests.items())
         yield _counter("pillion_gateway_requests", "Requests answered", ("kind", "status"), requests)
-        versions = ((labels, count) for labels, count in self._versions.items())
+        versions = (
+            ((adapter, "" if version is None else version, status), count)
+            for (adapter, version, status), count in self._versions.items()
+        )
         yield _counter(
             "pillion_gateway_adapter_requests",
             "Requests answered through adapters",
@@ -172,9 +189,9 @@ class Metrics(Collector):
             labels=["kind"],
         )
         bounds = [*map(str, FIRST_BYTE_BUCKETS), "+Inf"]
-        for kind, counts in self._first_byte.items():
-            buckets = list(zip(bounds, map(float, accumulate(counts)), strict=True))
-            family.add_metric([kind], buckets, sum_value=self._first_byte_sum[kind])
+        for kind, found in self._first_byte.items():
+            buckets = list(zip(bounds, map(float, accumulate(found.counts)), strict=True))
+            family.add_metric([kind], buckets, sum_value=found.sum)
         return family
 
 

@@ -18,7 +18,8 @@ from pillion.gateway.http import Fields, Head
 from pillion.gateway.inbound import Inbound
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import Metrics
-from pillion.gateway.outbound import Origin, Outbound, Pool, RawFields
+from pillion.gateway.outbound import Origin, Outbound, Pool
+from pillion.gateway.replies import ReplyHead
 
 CONTAINER = re.compile(r"/inference-instances/(?P<id>[^/]*)/proxy(?P<path>/.*)?")
 
@@ -96,10 +97,10 @@ class Passage:
             self._client.proceed()
             self._flow()
 
-    def began(self, status: int, fields: RawFields) -> None:
+    def began(self, head: ReplyHead) -> None:
         self._begun = True
-        length = None if status == 204 else length_of(fields)
-        self._client.begin(status, headers.back(fields, self.dropped) + self._extra(), length)
+        length = None if head.status == 204 else length_of(head.fields)
+        self._client.begin(head.status, headers.back(head.fields, self.dropped) + self._extra(), length)
 
     def came(self, data: bytes) -> None:
         self._client.write(data)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from pillion.gateway.outbox import Outbox
+from pillion.gateway.replies import RawFields, ReplyHead, ReplyHeads
 
 # Shorter than the 5 s after which uvicorn, in front of every engine, closes an idle connection.
 IDLE_S = 3.0
@@ -22,8 +23,6 @@ HIGH_WATER = 64 * 2**10
 MAX_ORIGINS = 10_000
 # A host that vanished without a word is noticed after about 30 s of silence on the wire.
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 30_000))
-
-RawFields = list[tuple[bytes, bytes]]
 
 
 class Asker(Protocol):
@@ -37,8 +36,8 @@ class Asker(Protocol):
     def proceed(self) -> None:
         """Upstream said 100 Continue."""
 
-    def began(self, status: int, fields: RawFields) -> None:
-        """Names of `fields` are lower case."""
+    def began(self, head: ReplyHead) -> None:
+        """The answer begins."""
 
     def came(self, data: bytes) -> None:
         """A part of the body, still encoded."""
@@ -72,6 +71,7 @@ class Outbound(asyncio.Protocol):
         "_body",
         "_complete",
         "_fields",
+        "_fresh",
         "_head_only",
         "_headers_done",
         "_keep",
@@ -103,6 +103,7 @@ class Outbound(asyncio.Protocol):
         self._headers_done = self._told = self._complete = False
         self._until_close = self._head_only = self._sending = self._keep = False
         self._received = 0
+        self._fresh = True
 
     # What an asker does
 
@@ -179,6 +180,8 @@ class Outbound(asyncio.Protocol):
         if asker is None:
             self._transport.abort()
             return
+        if self._fresh and self._came_whole(asker, data):
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -193,12 +196,25 @@ class Outbound(asyncio.Protocol):
             return
         if not self._told:
             self._told = True
-            asker.began(self._parser.get_status_code(), self._fields)
+            asker.began(ReplyHead(self._parser.get_status_code(), self._fields))
         if self._body and self._asker is not None:
             body, self._body = self._body, []
             asker.came(body[0] if len(body) == 1 else b"".join(body))
         if self._complete and self._asker is not None:
             self._finish(keep=self._keep)
+
+    def _came_whole(self, asker: Asker, data: bytes) -> bool:
+        """Whether it was the usual answer, in one piece: nothing of that is left for a parser."""
+        self._fresh = False
+        if self._sending or self._head_only or (whole := self._pool.heads.whole(data)) is None:
+            return False
+        head, body = whole
+        asker.began(head)
+        if body and self._asker is not None:
+            asker.came(body)
+        if self._asker is not None:
+            self._finish(keep=True)
+        return True
 
     # What httptools calls: it keeps only what it is told, since errors raised in here would lose their kind
 
@@ -262,6 +278,7 @@ class Pool:
 
     def __init__(self, connect_timeout_s: float, outbox: Outbox) -> None:
         self.outbox = outbox
+        self.heads = ReplyHeads()
         self._connect_timeout_s = connect_timeout_s
         self._loop = asyncio.get_running_loop()
         self._idle: dict[Origin, list[Outbound]] = {}

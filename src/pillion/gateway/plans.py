@@ -11,11 +11,13 @@ from pillion.core.errors import UnavailableError
 from pillion.core.routing import Candidate, Route, Routes
 from pillion.core.snapshot import Adapter
 from pillion.gateway import headers, http
+from pillion.gateway.answers import Origin
 from pillion.gateway.echo import Echo
 from pillion.gateway.faults import Scrub
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.outbound import Origin as Address
 from pillion.gateway.outbound import Pool
+from pillion.gateway.tokens import Wanted
 
 MAX_PLANS = 8192
 
@@ -23,7 +25,7 @@ MAX_PLANS = 8192
 class Plan:
     """What is the same for every request over one route to one candidate: made once."""
 
-    __slots__ = ("address", "candidate", "echo", "fields", "name", "prefix", "route", "scrub", "served_by")
+    __slots__ = ("_origins", "address", "candidate", "fields", "name", "prefix", "route", "served_by")
 
     def __init__(self, route: Route, candidate: Candidate, path: str, address: Address) -> None:
         self.route = route
@@ -31,11 +33,15 @@ class Plan:
         self.address = address
         upstream = route.upstream_model(candidate)
         self.name = msgspec.json.encode(upstream)
-        self.echo = Echo(upstream, route.echo)
-        self.scrub = Scrub(upstream, route.echo)
+        echo, scrub = Echo(upstream, route.echo), Scrub(upstream, route.echo)
+        self._origins = {wanted: Origin(path, echo, scrub, wanted) for wanted in Wanted}
         self.prefix = headers.engine_prefix(path, address, candidate.replica.infer_key)
         self.served_by = headers.served_by(route, candidate)
         self.fields = http.lines(self.served_by)
+
+    def origin(self, wanted: Wanted) -> Origin:
+        """Of answers with so much of the usage."""
+        return self._origins[wanted]
 
 
 class Plans:

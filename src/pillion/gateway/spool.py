@@ -21,46 +21,14 @@ from pathlib import Path
 import msgspec
 
 from pillion.core.usage import Told, Used
+from pillion.gateway.records import Begun, Closed, Known, Opened, Record, decode
 
 SEGMENT_BYTES = 8 * 2**20
 MAX_RECORD = 2**16
 # What was told last is in memory too: control takes it from there, and from the files only where it is far behind.
 AT_HAND = 20_000
 _FRAME = struct.Struct("<II")
-
-
-class Opened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
-    """An admission: what would be told if the process died now, under `number`."""
-
-    number: int
-    lost: Used
-
-
-class Known(msgspec.Struct, frozen=True, array_like=True, tag="known"):
-    """Tokens of an open request, as last known."""
-
-    number: int
-    prompt_tokens: int | None
-    cached_tokens: int | None
-    completion_tokens: int | None
-
-
-class Closed(msgspec.Struct, frozen=True, array_like=True, tag="closed"):
-    """`number` is 0 for what was never open."""
-
-    number: int
-    told: Told
-
-
-class Begun(msgspec.Struct, frozen=True, array_like=True, tag="begun"):
-    """The head of a segment: the sequence and the number that come next."""
-
-    seq: int
-    number: int
-
-
-Record = Opened | Known | Closed | Begun
-_decode = msgspec.msgpack.Decoder(Record).decode
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class SpoolBusyError(Exception):
@@ -73,6 +41,8 @@ class SpoolFullError(Exception):
 
 class _Segment:
     """One file. `last`: the highest sequence told in it; `open`: how many requests that it opened are not closed."""
+
+    __slots__ = ("last", "open", "path", "size")
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -145,8 +115,9 @@ class Spool:
         self._append(Known(number, prompt, cached, completion))
 
     def tell(self, told: Told, number: int = 0) -> None:
-        """Puts down what is to be told, in the place of its sequence, and closes `number`."""
-        told = msgspec.structs.replace(told, seq=self._seq)
+        """Puts down what is to be told, under the sequence after `last`, and closes `number`."""
+        if told.seq != self._seq:
+            told = msgspec.structs.replace(told, seq=self._seq)
         self._append(Closed(number, told))
         self._at_hand.append(told)
         self._told(number)
@@ -205,17 +176,18 @@ class Spool:
 
     def _append(self, record: Record) -> None:
         """Into the file's pages: no call of the system, and there all the same if the process is killed right after."""
-        payload = msgspec.msgpack.encode(record)
-        if len(payload) > MAX_RECORD:
-            raise OSError(f"{self.directory}: a record of {len(payload)} bytes is too long")
-        data = _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
+        payload = _encode(record)
+        size = len(payload)
+        if size > MAX_RECORD:
+            raise OSError(f"{self.directory}: a record of {size} bytes is too long")
         segment = self._segments[-1]
         if segment.size >= SEGMENT_BYTES:
             segment = self._rotate()
         assert self._pages is not None
-        self._pages[segment.size : segment.size + len(data)] = data
-        segment.size += len(data)
-        self._bytes += len(data)
+        start, size = segment.size, size + _FRAME.size
+        self._pages[start : start + size] = _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
+        segment.size = start + size
+        self._bytes += size
 
     def _told(self, number: int) -> None:
         segment = self._segments[-1]
@@ -341,4 +313,4 @@ def _records(path: Path, until: int, at: int = 0) -> Iterator[tuple[Record, int]
             if zlib.crc32(payload) != crc:
                 return
             at += _FRAME.size + size
-            yield _decode(payload), at
+            yield decode(payload), at

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+from pillion.gateway.said import Usage, read_document, read_usage
 
 # A member `usage` with an object of at most one more level, or null. Quotes in JSON strings are escaped, so these
 # bytes cannot be content.
@@ -29,41 +29,13 @@ class Wanted(Enum):
     ALWAYS = 3
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: Count | None = None
-
-
-class _Usage(msgspec.Struct):
-    """Chat's and completions' names, and those of responses."""
-
-    prompt_tokens: Count | None = None
-    completion_tokens: Count | None = None
-    input_tokens: Count | None = None
-    output_tokens: Count | None = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
-
-
-class _Inner(msgspec.Struct):
-    usage: _Usage | None = None
-
-
-class _Document(msgspec.Struct):
-    usage: _Usage | None = None
-    response: _Inner | None = None
-
-
-_usage = msgspec.json.Decoder(_Usage)
-_document = msgspec.json.Decoder(_Document)
-
-
 class Tokens:
     """Of one answer: `prompt`, `cached` and `completion` as last said by the engine, None where it said nothing."""
 
     __slots__ = ("_last",)
 
     def __init__(self) -> None:
-        self._last: bytes | _Usage | None = None
+        self._last: bytes | Usage | None = None
 
     def document(self, text: bytes) -> None:
         """A whole JSON answer."""
@@ -74,7 +46,7 @@ class Tokens:
             self._last = plain[1]
             return
         try:
-            found = _document.decode(text)
+            found = read_document(text)
         except (msgspec.DecodeError, RecursionError):
             return
         self._last = found.usage or (found.response.usage if found.response is not None else None)
@@ -130,11 +102,11 @@ class Tokens:
             _either(usage.completion_tokens, usage.output_tokens),
         )
 
-    def _read(self) -> _Usage | None:
+    def _read(self) -> Usage | None:
         last: Any = self._last
         if isinstance(last, bytes):
             try:
-                last = _usage.decode(last)
+                last = read_usage(last)
             except msgspec.DecodeError:
                 last = None
             self._last = last

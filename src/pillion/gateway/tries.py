@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from pillion.core.errors import NoRoomError, PillionError, UnavailableError
 from pillion.core.routing import Route, adapter_loading
 from pillion.gateway.balance import RetryBudget
@@ -36,7 +34,7 @@ class Tries:
         self._budget = budget
         self._lost = 0
         self._absent: dict[str, str] = {}
-        self._evicted: Counter[str] = Counter()
+        self._evicted: dict[str, int] = {}
         self._full = False
         self._broken: list[Asked] = []
         self.excluded: set[str] = set()
@@ -55,7 +53,7 @@ class Tries:
 
     def evicted(self, replica: str, name: str) -> None:
         """It does not have it any more, and may be asked to load it again."""
-        self._evicted[replica] += 1
+        self._evicted[replica] = self._evicted.get(replica, 0) + 1
         self.reason = "not_resident"
         if self._evicted[replica] >= MAX_EVICTED:
             self.absent(replica, name)

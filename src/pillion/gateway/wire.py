@@ -25,7 +25,7 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~]*)?\r\n")
 # The usual spelling of the one field that differs between a client's requests.
 _USUAL_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,15})\r\n")
-MAX_KNOWN = 1024
+MAX_KNOWN = 4096
 MAX_KNOWN_BYTES = 4096
 # In an unfinished head: a line ending that is none, or a first byte no method begins with.
 _HOPELESS = re.compile(rb"(?<!\r)\n|\r[^\n]|^(?!\r\n|\r\Z)[^!#$%&'*+.^_`|~0-9A-Za-z-]")
