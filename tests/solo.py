@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import httpx
@@ -38,7 +39,8 @@ Solo = dict[tuple[str, str, str], Said]  # of a model, its version ("" for a bas
 class Asker:
     """Asks, and keeps every answer that is not the one its version gave alone.
 
-    `honest`: codes of errors that are no fault. `counts`: answers by model and version, errors by model and code.
+    `honest`: codes of errors that are no fault. `counts`: answers by model and version, errors by model and code. `last`:
+    the last answer's headers.
     """
 
     http: httpx.Client
@@ -46,11 +48,13 @@ class Asker:
     honest: frozenset[str] = frozenset()
     wrong: list[str] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    last: Mapping[str, str] = field(default_factory=dict)
 
     def ask(self, model: str, prompt: str) -> tuple[str, Said | None]:
         """The version, and what it said; or the code of an error that is no fault."""
         body = {"model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "logprobs": 2}
         answer = self.http.post("/v1/completions", json=body)
+        self.last = answer.headers
         if answer.status_code != 200:
             code = str(answer.json()["error"]["code"])
             assert code in self.honest, answer.text

@@ -162,7 +162,7 @@ async def test_a_load_by_control_pushes_out_what_came_on_demand_and_is_told_when
     serving: Serving, node: Node
 ) -> None:
     a, b, c = (node.put(name, number) for number, name in enumerate("abc"))
-    wish = msgspec.structs.replace(c, hold="loaded")
+    wish = msgspec.structs.replace(c, hold="loaded", account="acc_a")
     async with serving(lora=LORA) as agent:
         await opened(agent)
         for entry in (a, b):
@@ -176,6 +176,18 @@ async def test_a_load_by_control_pushes_out_what_came_on_demand_and_is_told_when
         assert (await agent.load(permit(back)))[0] == 200
         found = await agent.settled(2, a="loaded", b="loaded", c="registered")
         assert found.adapters[2].failure is None
+
+
+async def test_who_asks_for_one_after_the_other_pushes_out_only_its_own(serving: Serving, node: Node) -> None:
+    theirs, *many = (node.put(name, number) for number, name in enumerate("abcd"))
+    async with serving(lora=LORA) as agent:
+        await opened(agent)
+        assert (await agent.load(permit(theirs, account="acc_modest")))[0] == 200
+        await use(agent, theirs)
+        for entry in many * 2:
+            assert (await agent.load(permit(entry)))[0] == 200
+            await use(agent, entry, 3)
+            assert "a" in resident(await agent.status())
 
 
 async def test_a_broken_adapter_costs_no_load_for_each_who_asks(serving: Serving, node: Node) -> None:

@@ -405,12 +405,30 @@ class TestPools:
 
     async def test_what_another_pinned_is_not_evicted(self, site: Site) -> None:
         await self.pool(site)
+        found(await site.admin.patch(f"/v1/admin/accounts/{site.b.who.account}", json={"tier": "reserved"}))
         for name in ("one", "two"):
             await site.b.adapter(name)
             found(await site.b.post(f"/v1/adapters/{name}/load", {"pin": True}))
         await site.a.adapter()
         refused(await site.a.post("/v1/adapters/mine/load", {}), 409, "instance_at_capacity")
         assert site.control.controller is not None
+
+    async def test_pins_on_a_pool_are_as_many_as_the_tier_says(self, site: Site) -> None:
+        await self.pool(site)
+        found(await site.admin.patch(f"/v1/admin/accounts/{site.a.who.account}", json={"tier": "shared"}))
+        for name in ("one", "two"):
+            await site.a.adapter(name)
+        for _ in range(2):  # again is no pin more
+            found(await site.a.post("/v1/adapters/one/load", {"pin": True}))
+        answer = await site.a.post("/v1/adapters/two/load", {"pin": True})
+        refused(answer, 429, "insufficient_quota")
+        assert answer.headers["x-should-retry"] == "false"
+        found(await site.a.post("/v1/adapters/two/load", {}))
+        refused(await site.a.post("/v1/adapters/two/load", {"pin": True}), 429, "insufficient_quota")
+        own = await site.running()
+        found(await site.a.post("/v1/adapters/two/load", {"pin": True, "backends": [own["id"]]}))
+        found(await site.a.post("/v1/adapters/one/unload", {}))
+        found(await site.a.post("/v1/adapters/two/load", {"pin": True}))
 
     async def test_own_instances_go_first(self, site: Site) -> None:
         await self.pool(site)

@@ -38,7 +38,7 @@ from tests.control.fakes import AgentServer, FakeFleet
 
 DEADLINE_S = 20.0
 CAPS: dict[Tier, Caps] = {
-    "shared": Caps(20, 2_000_000),
+    "shared": Caps(20, 2_000_000, slots=1),
     "reserved": Caps(200, 2_000_000),
     "dedicated": Caps(200, 2_000_000),
 }

@@ -1,11 +1,14 @@
 """Permits: what control signed is taken as it is, what anybody altered is not."""
 
+import hmac
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pillion.core.permits import Permit, PermitRefusedError, Terms, check, opened, sign
+from pillion.core.replica import Grant
 
 KEY = b"k" * 32
 PERMIT = Permit("acc_a", "tiny", "eu-1", "adp_1", "d" * 64, 8, 1000, 50.0)
@@ -61,3 +64,11 @@ def test_it_is_good_only_where_and_while_it_says(
         return check(permit, terms, now)
     with pytest.raises(PermitRefusedError, match=reason):
         check(permit, terms, now)
+
+
+def test_what_was_kept_before_accounts_shared_slots_is_understood() -> None:
+    entry = b'{"engine_name":"adp_a@1","adapter_id":"adp_a","digest":"1","rank":8,"size_bytes":9}'
+    grant = msgspec.json.decode(b'{"replica":"r","version":1,"entries":[' + entry + b"]}", type=Grant)
+    assert (grant.entries[0].account, grant.entries[0].weight, grant.entries[0].reserved) == ("", 1, 1)
+    body = msgspec.msgpack.encode(["acc_a", "base", None, "adp_a", "1", 8, 9, None])
+    assert opened(hmac.digest(b"key", body, "sha256") + body, b"key").entry.account == "acc_a"

@@ -28,6 +28,10 @@ def attached(name: str, **rest: object) -> GrantEntry:
     return GrantEntry(name, name.partition("@")[0], name.partition("@")[2], 4, 100, **rest)  # type: ignore[arg-type]
 
 
+def owned(account: str, name: str) -> GrantEntry:
+    return loaded(name, account=account)
+
+
 def loaded(name: str, **rest: object) -> GrantEntry:
     return attached(name, hold="loaded", **rest)
 
@@ -174,6 +178,26 @@ def test_what_is_asked_for_pushes_out_the_least_valuable_or_is_refused(
     assert actions == ([Evict(A), Load(attached(B))] if expected is None else expected)
 
 
+def test_a_flood_of_cold_adapters_pushes_out_its_own() -> None:
+    residency = {name: Residency(name, "loaded", 0.0, last_used=5.0) for name in (A, B)}
+    entries = [owned("modest", A), owned("flood", B), owned("flood", C)]
+    worth = {A: 1.0, B: 9.0}
+    assert plan(residency, entries, 3, 10.0, asked={C}, value=lambda row: worth[row.engine_name]) == [
+        Evict(B)
+    ]
+    assert plan(residency, entries, 3, 10.0, asked={C}, in_flight={B}) == [Refuse(C)]
+    entries[1] = owned("modest", B)
+    assert plan(residency, entries, 3, 10.0, asked={C}, value=lambda row: worth[row.engine_name]) == [
+        Evict(A)
+    ]
+
+
+def test_who_has_less_comes_first() -> None:
+    entries = [owned("flood", A), owned("flood", B), owned("modest", C)]
+    residency = {A: Residency(A, "loaded", 0.0, last_used=5.0)}
+    assert plan(residency, entries, 3, 10.0, asked={B, C}, in_flight={A}) == [Load(entries[2]), Refuse(B)]
+
+
 def test_none_goes_before_it_served_what_it_was_loaded_for() -> None:
     fresh = Residency(A, "loaded", 5.0, last_used=4.0)
     entries, others = [loaded(A), attached(B), loaded(C)], rows(b1="loaded")
@@ -247,6 +271,7 @@ grants = st.lists(
         hold=st.sampled_from(["attached", "loaded"]),
         pinned=st.booleans(),
         expires_at=st.none() | st.floats(0, 50),
+        account=st.sampled_from(["", "one", "two"]),
     ),
     max_size=8,
     unique_by=lambda entry: entry.engine_name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import msgspec
 
@@ -194,7 +195,7 @@ async def make_room(
     control: Control, tx: Tx, instance: Instance, capacity: int, but: Attachment | None, need: int = 1
 ) -> None:
     """End unpinned loads until `need` slots are free, leaving `but` out of account: those that were evicted
-    already, then the oldest. The instance is locked.
+    already, then the oldest of the account that has most. The instance is locked.
 
     Raises `InstanceAtCapacityError` where too many are held.
     """
@@ -204,7 +205,11 @@ async def make_room(
     canaries = await tx.everyone.canaries(instance.id)
     taken = sum(1 + (row.adapter_row_id in canaries) for row in rows)
     loads = [row for row in rows if row.hold == "loaded" and not row.pinned]
-    loads.sort(key=lambda row: (row.state != "registered", row.created_at, row.id))
+    having = Counter(row.account_id for row in rows)
+
+    def order(row: Attachment) -> tuple[bool, int, float, int]:
+        return row.state != "registered", -having[row.account_id], row.created_at, row.id
+
     while taken + need > capacity:
         if not loads:
             here = f"{capacity} slots of instance {instance.id}"
@@ -212,7 +217,9 @@ async def make_room(
             raise InstanceAtCapacityError(
                 f"model instance at capacity: {how}; detach or unpin one, or use another instance."
             )
-        oldest = loads.pop(0)
+        oldest = min(loads, key=order)
+        loads.remove(oldest)
+        having[oldest.account_id] -= 1
         taken -= 1 + (oldest.adapter_row_id in canaries)
         await tx.attachments.mark_detaching(oldest.account_id, oldest.id)
         await _evicted(tx, oldest, now)

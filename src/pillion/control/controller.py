@@ -27,6 +27,7 @@ from pillion.control.runs import RunLog
 from pillion.core.errors import UnavailableError
 from pillion.core.names import engine_name
 from pillion.core.replica import Replica, ReplicaStatus
+from pillion.core.tiers import Caps
 from pillion.store.leases import LeaseLostError
 from pillion.store.rows import Attachment, Instance, InstanceState, Lease, RoutedAdapter, SnapshotRows
 from pillion.store.transaction import Tx
@@ -133,7 +134,9 @@ class Controller:
         written, now = self._control.changes.written, asyncio.get_running_loop().time()
         if not self._permits.key:
             async with self._control.db.transaction() as tx:
-                self._permits = Permits(await on_demand.key(tx, self._control.choice))
+                self._permits = Permits(
+                    await on_demand.key(tx, self._control.choice), self._control.settings.caps
+                )
         stale = written != self._written or now - self._read_at >= OBSERVE_S
         if stale or self._rows is None:
             self._rows = await self._mirror.read()
@@ -231,7 +234,7 @@ class Controller:
         settings, adapters = self._control.settings, self._wishes.adapters
         here, status = self._wishes.on(replica.instance), self._control.agents.facts.get(replica.id)
         held = status.adapters if status else ()
-        entries = plan.entries(replica.region, here, adapters, self._turns)
+        entries = plan.entries(replica.region, here, adapters, self._turns, self._caps)
         settling = asyncio.get_running_loop().time() < self._settled_at
         if settling and plan.strands(here, adapters, held, entries):
             return None  # gateways may not have heard yet what a control before this one decided
@@ -248,6 +251,10 @@ class Controller:
         granted = {entry.engine_name for entry in entries}
         drop = on_demand.dropped(instance, replica, held, granted, self._wishes.staying)
         return replace(due, on_demand=terms, drop=drop)
+
+    def _caps(self, account: str) -> Caps:
+        tiers = {} if self._rows is None else self._rows.tiers
+        return self._control.settings.caps[tiers.get(account, "shared")]
 
     def _forgive(self) -> dict[str, ReplicaStatus]:
         """The facts, without failures that were told before and of which the adapter is asked for again."""

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pillion.control import attachments, lookup
 from pillion.control.context import Control
 from pillion.control.keys import Principal
-from pillion.control.plan import HOLDING, expected_in, spec_of
+from pillion.control.plan import HOLDING, ended, expected_in, spec_of
 from pillion.control.views import AttachmentView, BackendAdapterView, BackendView, ErrorView, Page
 from pillion.core.errors import (
     AdapterInUseError,
     AdapterNotDeployedError,
+    InsufficientQuotaError,
     NotFoundError,
 )
 from pillion.core.replica import ReplicaStatus, Residency
@@ -170,6 +171,8 @@ async def _hold(
     spec = await attachments.fits(tx, adapter, instance)
     await tx.attachments.lock_instance(who.account, instance.id)
     there = await tx.attachments.find(who.account, adapter.row_id, instance.id, lock=True)
+    if wish.pin and instance.account_id is None:
+        await _check_pins(control, tx, who, instance, there)
     now = control.clock()
     expires_at = None if wish.ttl_seconds is None else now + wish.ttl_seconds
     capacity = spec.lora.max_adapters
@@ -205,6 +208,23 @@ async def _hold(
         now=now,
         drain_deadline_s=control.settings.drain_s,
     )
+
+
+async def _check_pins(
+    control: Control, tx: Tx, who: Principal, pool: Instance, but: Attachment | None
+) -> None:
+    """The pool is locked. Raises `InsufficientQuotaError` where `but` or a new one is one pin too many there."""
+    account = await tx.accounts.get(who.account)
+    assert account is not None
+    rows = await tx.attachments.list(who.account, instance_id=pool.id)
+    live = [row for row in rows if row.state != "detaching" and not ended([row], control.clock())]
+    pinned = sum(row.pinned and (but is None or row.id != but.id) for row in live)
+    quota = control.settings.caps[account.tier].slots
+    if pinned >= quota:
+        raise InsufficientQuotaError(
+            f"tier {account.tier!r} may pin {quota} adapters on a shared pool, and {pinned} are pinned on instance "
+            f"{pool.id}: unload one, or load without a pin."
+        )
 
 
 async def _until_settled(control: Control, who: Principal, ids: list[int]) -> list[Attachment]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pillion.control.plan import HOLDING, name_of, spec_of
 from pillion.core.permits import Permit, sign
 from pillion.core.replica import OnDemand, Replica, Residency
+from pillion.core.tiers import CAPS, Caps, Tier
 from pillion.store.rows import Attachment, Instance, RoutedAdapter
 from pillion.store.transaction import Tx
 
@@ -18,17 +19,26 @@ Takers = frozenset[tuple[str | None, str]]
 
 
 class Permits:
-    """Signs permits. `key` is control's and its agents' alone."""
+    """Signs permits. `key` is control's and its agents' alone. `caps`: what accounts may have, by tier."""
 
-    def __init__(self, key: bytes) -> None:
-        self.key = key
+    def __init__(self, key: bytes, caps: Mapping[Tier, Caps] = CAPS) -> None:
+        self.key, self._caps = key, caps
 
     def of(
-        self, adapters: Iterable[tuple[RoutedAdapter, float | None]], takers: Takers
+        self,
+        adapters: Iterable[tuple[RoutedAdapter, float | None]],
+        takers: Takers,
+        tiers: Mapping[str, Tier],
     ) -> Mapping[int, bytes]:
-        """By row id, for those that may be loaded anywhere; each adapter with when it ends."""
-        permits = ((found.adapter.row_id, _permit(found, end, takers)) for found, end in adapters)
+        """By row id, for those that may be loaded anywhere; each adapter with when it ends. `tiers` as `SnapshotRows`'."""
+        permits = (
+            (found.adapter.row_id, _permit(found, end, takers, self._of(found.adapter.account_id, tiers)))
+            for found, end in adapters
+        )
         return {row_id: sign(permit, self.key) for row_id, permit in permits if permit is not None}
+
+    def _of(self, account: str, tiers: Mapping[str, Tier]) -> Caps:
+        return self._caps[tiers.get(account, "shared")]
 
 
 async def key(tx: Tx, choice: Callable[[str], str]) -> bytes:
@@ -100,7 +110,7 @@ def staying(
     return {adapter.adapter.id: adapter for adapter, end in found if end is None or end > now}
 
 
-def _permit(found: RoutedAdapter, expires_at: float | None, takers: Takers) -> Permit | None:
+def _permit(found: RoutedAdapter, expires_at: float | None, takers: Takers, caps: Caps) -> Permit | None:
     adapter, live = found.adapter, found.live
     base = adapter.base_model
     if live is None or not ((None, base) in takers or (adapter.account_id, base) in takers):
@@ -114,4 +124,6 @@ def _permit(found: RoutedAdapter, expires_at: float | None, takers: Takers) -> P
         live.rank,
         live.size_bytes,
         expires_at,
+        caps.weight,
+        caps.slots,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from pillion.core.launch import InstanceSpec
 from pillion.core.names import engine_name
 from pillion.core.replica import Failure, GrantEntry, GroupSpec, Replica, ReplicaStatus, Residency
+from pillion.core.tiers import CAPS, Caps
 from pillion.store.rows import (
     Attachment,
     AttachmentState,
@@ -62,8 +63,9 @@ def entries(
     attachments: Iterable[Attachment],
     adapters: Mapping[int, RoutedAdapter],
     flipping: Collection[int] = (),
+    caps_of: Callable[[str], Caps] = lambda account: CAPS["shared"],
 ) -> tuple[GrantEntry, ...]:
-    """What a replica in `region` is to hold, of the attachments of its instance.
+    """What a replica in `region` is to hold, of the attachments of its instance; `caps_of` accounts.
 
     Of an adapter in `flipping` (row ids) also the version that is to go live.
     """
@@ -76,11 +78,12 @@ def entries(
             continue
         wanted = adapter.wanted if adapter.adapter.row_id in flipping else None
         versions = {v.digest: v for v in (adapter.live, wanted, adapter.canary) if v is not None}
-        found += [_entry(adapter.adapter.id, version, attachment) for version in versions.values()]
+        caps = caps_of(attachment.account_id)
+        found += [_entry(adapter.adapter.id, version, attachment, caps) for version in versions.values()]
     return tuple(sorted(found, key=lambda entry: entry.engine_name))
 
 
-def _entry(adapter_id: str, version: VersionBytes, attachment: Attachment) -> GrantEntry:
+def _entry(adapter_id: str, version: VersionBytes, attachment: Attachment, caps: Caps) -> GrantEntry:
     return GrantEntry(
         engine_name=engine_name(adapter_id, version.digest),
         adapter_id=adapter_id,
@@ -90,6 +93,9 @@ def _entry(adapter_id: str, version: VersionBytes, attachment: Attachment) -> Gr
         hold=attachment.hold,
         pinned=attachment.pinned,
         expires_at=attachment.expires_at,
+        account=attachment.account_id,
+        weight=caps.weight,
+        reserved=caps.slots,
     )
 
 

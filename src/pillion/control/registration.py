@@ -7,19 +7,14 @@ from typing import Any
 from pillion.artifacts.receive import Stored
 from pillion.control.context import Control
 from pillion.control.keys import Principal
-from pillion.core.errors import InvalidRequestError, RateLimitError
+from pillion.core.errors import InsufficientQuotaError, InvalidRequestError
 from pillion.core.names import check_adapter_name, new_id
 from pillion.store.rows import Adapter, AdapterState
 from pillion.store.transaction import Tx
 
 
-class AdapterQuotaError(RateLimitError):
+class AdapterQuotaError(InsufficientQuotaError):
     """The tier's number of adapters is reached. Trying again helps only after one was deleted."""
-
-    code = "insufficient_quota"
-
-    def headers(self) -> dict[str, str]:
-        return {**super().headers(), "x-should-retry": "false"}
 
 
 def check(control: Control, name: str, region: str | None) -> None:

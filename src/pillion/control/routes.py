@@ -64,7 +64,7 @@ def _own(rows: SnapshotRows, permits: Permits, takers: Takers) -> Own:
         if attachment.state not in ("failed", "registered") or attachment.ready:
             held.setdefault(attachment.adapter_row_id, []).append(attachment)
     over = {row.adapter.row_id: ends(row, held.get(row.adapter.row_id, ())) for row in rows.adapters}
-    signed = permits.of(((row, over[row.adapter.row_id]) for row in rows.adapters), takers)
+    signed = permits.of(((row, over[row.adapter.row_id]) for row in rows.adapters), takers, rows.tiers)
     return (
         {row.lookup: _key(row, rows) for row in rows.keys},
         [wire.Model(m.name, m.account_id, m.kind, m.lora) for m in rows.models],

@@ -15,7 +15,7 @@ def shares(demand: Mapping[str, float]) -> dict[str, float]:
     floor = FLOOR / count
     if total <= 0:
         return dict.fromkeys(demand, 1 / count)
-    return {gateway: floor + (1 - FLOOR) * asked / total for gateway, asked in demand.items()}
+    return {gateway: floor + (1 - FLOOR) * (asked / total) for gateway, asked in demand.items()}
 
 
 class Bucket:

@@ -24,7 +24,7 @@ class PermitRefusedError(InsufficientScopeError):
 class Permit(msgspec.Struct, frozen=True, array_like=True):
     """One version of an account's adapter, for replicas of `base` in `region` (None: any).
 
-    From `expires_at` (seconds since the epoch) on it allows nothing.
+    From `expires_at` (seconds since the epoch) on it allows nothing. `weight` and `reserved` are its account's tier's.
     """
 
     account: str
@@ -35,6 +35,8 @@ class Permit(msgspec.Struct, frozen=True, array_like=True):
     rank: int
     size_bytes: int
     expires_at: float | None = None
+    weight: int = 1
+    reserved: int = 1
 
     @property
     def entry(self) -> GrantEntry:
@@ -47,6 +49,9 @@ class Permit(msgspec.Struct, frozen=True, array_like=True):
             self.size_bytes,
             hold="loaded",
             expires_at=self.expires_at,
+            account=self.account,
+            weight=self.weight,
+            reserved=self.reserved,
         )
 
 

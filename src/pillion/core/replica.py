@@ -103,7 +103,8 @@ class Replica(msgspec.Struct, frozen=True):
 class GrantEntry(msgspec.Struct, frozen=True):
     """One version a replica is to hold. `hold` attached or pinned entries are never evicted.
 
-    From `expires_at` on the agent stops serving it and unloads it by itself, also while control is away.
+    From `expires_at` on the agent stops serving it and unloads it by itself, also while control is away. `account` says no
+    more than which entries are of the same one; `weight` and `reserved` are its tier's, where slots are shared.
     """
 
     engine_name: str
@@ -114,6 +115,9 @@ class GrantEntry(msgspec.Struct, frozen=True):
     hold: Literal["attached", "loaded"] = "attached"
     pinned: bool = False
     expires_at: float | None = None
+    account: str = ""
+    weight: int = 1
+    reserved: int = 1
 
 
 class OnDemand(msgspec.Struct, frozen=True):

@@ -8,12 +8,14 @@ Pure: the agent applies what `plan` says, moves the `Table` as the engine confir
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from pillion.core.replica import Failure, GrantEntry, Proof, Residency, ResidencyState
+from pillion.core.sharing import RECENT_S, Claim, Place, victim
 
 OCCUPYING: frozenset[ResidencyState] = frozenset({"loading", "loaded", "evicting"})
 _LEGAL: dict[ResidencyState, frozenset[ResidencyState]] = {
@@ -87,11 +89,12 @@ def plan(
     only by a flip: a version whose adapter has another version in the engine. A load appears only when its
     slot is free already; where there is none, unloads that make room come first, the load in a later plan.
 
-    Attached and pinned entries go before those in `asked`, and these before the others. Both push out unpinned loads, the
-    least by `value` first, but none with requests in flight (names in `in_flight` have some); what has yet to serve what
-    it was loaded for goes only for the attached and pinned, and last. The others push out nothing. What is asked for and
-    gets no room that way is refused. What is expired at `now` or no longer in `entries` is unloaded. Versions in `loading`
-    or `evicting` are left alone; `failed` ones are loaded again only if in `asked` or `retry`.
+    Attached and pinned entries go before those in `asked`, where accounts with less in the engine come first, and these
+    before the others. Both push out unpinned loads, whose as `sharing.victim` says, but none with requests in flight (names
+    in `in_flight` have some); what has yet to serve what it was loaded for goes only for the attached and pinned, and last.
+    The others push out nothing. What is asked for and gets no room that way is refused. What is expired at `now` or not in
+    `entries` any more is unloaded. Versions in `loading` or `evicting` are left alone; `failed` ones are loaded again only
+    if in `asked` or `retry`.
     """
     wanted = {entry.engine_name: entry for entry in entries if not expired(entry, now)}
     unloads = [name for name, row in residency.items() if row.state == "loaded" and name not in wanted]
@@ -100,17 +103,16 @@ def plan(
         for name, entry in wanted.items()
         if _loadable(residency.get(name), name in retry or name in asked)
     ]
-    missing.sort(key=lambda ranked: ranked[0])  # stable: within a rank in the order of the grant
+    missing = _in_turn(missing, residency, wanted)
 
     occupied = [name for name, row in residency.items() if row.state in OCCUPYING]
     loads, waiting = _fit(missing, occupied, slots)
     leaving = {*unloads, *(name for name, row in residency.items() if row.state == "evicting")}
     soon = len(leaving.difference(in_flight))
     urgent = [entry for rank, entry in waiting if rank < _OTHER]
-    held = len(urgent) - sum(entry.engine_name in asked and evictable(entry) for entry in urgent)
-    idle = victims(residency, wanted.values(), in_flight, value)
-    evicted = _evicted(idle, residency, now, held - soon, len(urgent) - soon)
-    refused = [e.engine_name for e in urgent[len(evicted) + len(leaving) :] if e.engine_name in asked]
+    room = _Room(residency, wanted, slots - 1, now, in_flight, value)
+    evicted, without = room.make(urgent[soon:])
+    refused = [e.engine_name for e in without[len(leaving) - soon :] if e.engine_name in asked]
     return [
         *(Unload(name) for name in unloads),
         *(Evict(name) for name in evicted),
@@ -150,13 +152,73 @@ def unserved(row: Residency, now: float, patience_s: float = PATIENCE_S) -> bool
     )
 
 
-def _evicted(
-    idle: Sequence[str], residency: Mapping[str, Residency], now: float, held: int, urgent: int
-) -> list[str]:
-    """Those of `idle` that go for `urgent` others, `held` of which are attached or pinned."""
-    served = [name for name in idle if not unserved(residency[name], now)][: max(0, urgent)]
-    fresh = [name for name in idle if unserved(residency[name], now)]
-    return served + fresh[: max(0, held - len(served))]
+class _Room:
+    """The slots that are taken, and what of them goes for others."""
+
+    def __init__(
+        self,
+        residency: Mapping[str, Residency],
+        wanted: Mapping[str, GrantEntry],
+        slots: int,
+        now: float,
+        in_flight: Collection[str],
+        value: Value,
+    ) -> None:
+        self._slots = slots
+        self._fresh = {name for name, row in residency.items() if unserved(row, now)}
+        self._places: list[Place] = []
+        for name, entry in wanted.items():
+            row = residency.get(name)
+            if row is None or row.state not in ("loading", "loaded"):
+                continue
+            free = row.state == "loaded" and evictable(entry) and name not in in_flight
+            recent = last_touched(row) + RECENT_S > now
+            self._places.append(Place(name, _claim(entry), value(row), free, recent))
+
+    def make(self, urgent: Iterable[GrantEntry]) -> tuple[list[str], list[GrantEntry]]:
+        """What goes for them, and those that nothing goes for."""
+        gone, without = [], []
+        for entry in urgent:
+            found = self._one(entry)
+            if found is None:
+                without.append(entry)
+                continue
+            gone.append(found.name)
+            self._places.remove(found)
+            self._places.append(Place(entry.engine_name, _claim(entry), 0.0, free=False))
+        return gone, without
+
+    def _one(self, entry: GrantEntry) -> Place | None:
+        served = [p if p.name not in self._fresh else replace(p, free=False) for p in self._places]
+        found = victim(served, _claim(entry), self._slots)
+        if found is not None or evictable(entry):
+            return found
+        free = [place for place in self._places if place.free]
+        return min(free, key=lambda p: (p.name in self._fresh, p.worth, p.name), default=None)
+
+
+def _claim(entry: GrantEntry) -> Claim:
+    return Claim(entry.account, entry.weight, entry.reserved)
+
+
+def _in_turn(
+    missing: Iterable[tuple[int, GrantEntry]],
+    residency: Mapping[str, Residency],
+    wanted: Mapping[str, GrantEntry],
+) -> list[tuple[int, GrantEntry]]:
+    """By rank. What is asked for: by how much its account has in the engine or before it in this order."""
+    has = Counter(
+        wanted[name].account for name, row in residency.items() if row.state in OCCUPYING and name in wanted
+    )
+
+    def turn(ranked: tuple[int, GrantEntry]) -> tuple[int, float]:
+        rank, entry = ranked
+        if rank != _ASKED:
+            return rank, 0.0
+        has[entry.account] += 1
+        return rank, has[entry.account] / entry.weight
+
+    return sorted(missing, key=turn)  # stable: else in the order of the grant
 
 
 _HELD, _ASKED, _OTHER = 0, 1, 2

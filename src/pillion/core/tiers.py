@@ -15,7 +15,8 @@ class Caps:
     """`adapters`: how many. `adapter_bytes`: the size of each. `uploads`: how many at once.
 
     On shared pools: `requests` at once, those included that wait; `loads_per_minute` on demand; `weight`: its part where
-    accounts wait for each other, beside the others' weights.
+    accounts wait for each other or share slots, beside the others' weights; `slots`: those of a replica that it has in any
+    case for what it uses, and how many adapters it may pin on a pool.
     """
 
     adapters: int
@@ -24,10 +25,11 @@ class Caps:
     requests: int = 512
     loads_per_minute: int = 600
     weight: int = 2
+    slots: int = 4
 
 
 CAPS: Mapping[Tier, Caps] = {
-    "shared": Caps(20, uploads=4, requests=128, loads_per_minute=60, weight=1),
+    "shared": Caps(20, uploads=4, requests=128, loads_per_minute=60, weight=1, slots=1),
     "reserved": Caps(200),
     "dedicated": Caps(200),
 }

@@ -43,6 +43,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 PositiveShare = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Hours = Annotated[float, msgspec.Meta(gt=0, le=8760)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
 Workers = Annotated[int, msgspec.Meta(ge=1, le=256)]
 
 
@@ -113,18 +114,21 @@ class Tiers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shared_requests: Positive = CAPS["shared"].requests
     shared_loads_per_minute: Positive = CAPS["shared"].loads_per_minute
     shared_weight: Positive = CAPS["shared"].weight
+    shared_slots: Count = CAPS["shared"].slots
     reserved_adapters: Positive = CAPS["reserved"].adapters
     reserved_adapter_bytes: Positive = CAPS["reserved"].adapter_bytes
     reserved_uploads: Positive = CAPS["reserved"].uploads
     reserved_requests: Positive = CAPS["reserved"].requests
     reserved_loads_per_minute: Positive = CAPS["reserved"].loads_per_minute
     reserved_weight: Positive = CAPS["reserved"].weight
+    reserved_slots: Count = CAPS["reserved"].slots
     dedicated_adapters: Positive = CAPS["dedicated"].adapters
     dedicated_adapter_bytes: Positive = CAPS["dedicated"].adapter_bytes
     dedicated_uploads: Positive = CAPS["dedicated"].uploads
     dedicated_requests: Positive = CAPS["dedicated"].requests
     dedicated_loads_per_minute: Positive = CAPS["dedicated"].loads_per_minute
     dedicated_weight: Positive = CAPS["dedicated"].weight
+    dedicated_slots: Count = CAPS["dedicated"].slots
 
     @property
     def caps(self) -> dict[Tier, Caps]:
