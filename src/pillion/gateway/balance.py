@@ -132,12 +132,16 @@ class Balance:
         return self._inside(near, excluded) or self._inside(everyone, excluded) or _rest(everyone, excluded)
 
     def _near(self, candidates: Sequence[Candidate], warm_everywhere: bool) -> Sequence[Candidate]:
-        """The first of an adapter's order. A base is warm everywhere: some that lie beside each other, from anywhere."""
-        if not warm_everywhere:
+        """The first of an adapter's order. Some of those that are warm, beside each other, from anywhere: a base is warm
+        everywhere, and where an adapter is in many places, as many where it is not show that those have too much.
+        """
+        tier, most = candidates[0].tier, NEIGHBOURS if warm_everywhere else LOOKED_AT // 2
+        warm = bisect_right(candidates, False, key=lambda other: other.tier != tier or not other.resident)
+        if not warm_everywhere and warm <= most:
             return candidates[:LOOKED_AT]
-        count = bisect_right(candidates, candidates[0].tier, key=lambda candidate: candidate.tier)
-        first = int(self._random() * count)
-        return [candidates[(first + step) % count] for step in range(min(count, NEIGHBOURS))]
+        first = int(self._random() * warm)
+        window = [candidates[(first + step) % warm] for step in range(min(warm, most))]
+        return window if warm_everywhere else [*window, *candidates[warm : warm + most]]
 
     def _inside(self, candidates: Iterable[Candidate], excluded: Collection[str]) -> list[Candidate]:
         """The first of them, of one tier, that are neither excluded nor out."""

@@ -45,10 +45,12 @@ class Orders:
         self._ranking = Ranking(self.replicas)
         self._known: dict[int, list[int]] = {}
 
-    def of(self, adapter: int) -> list[int]:
+    def of(self, adapter: int, count: int = RANKED) -> list[int]:
+        """The first `count` or more."""
         found = self._known.get(adapter)
-        if found is None:
-            found = self._ranking.first(f"{ACCOUNT}/{self.adapters[adapter]}", RANKED)
+        if found is None or len(found) < min(count, len(self.replicas)):
+            count = RANKED if count <= RANKED else 2 * count
+            found = self._ranking.first(f"{ACCOUNT}/{self.adapters[adapter]}", count)
             self._known[adapter] = found
         return found
 
@@ -90,7 +92,8 @@ class Pillion:
             del self._where[adapter]
 
     def _route(self, adapter: int) -> Route:
-        order, where = self._orders.of(adapter), self._where.get(adapter, set())
+        where = self._where.get(adapter, set())
+        order = self._orders.of(adapter, RANKED + len(where))
         warm = [self._warm[number] for number in order if number in where]
         cold = [self._cold[number] for number in order if number not in where]
         name = self._orders.adapters[adapter]
