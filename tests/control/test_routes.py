@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from pillion.control.on_demand import Permits
 from pillion.control.routes import Routed
+from pillion.core import snapshot as wire
 from pillion.core.catalogue import Catalogue, CatalogueModel, Region
 from pillion.core.names import engine_name
 from pillion.store.rows import ApiKey, RegisteredModel, SnapshotRows
@@ -14,12 +16,20 @@ from tests.control.things import DIGEST, NOW, adapter, attachment, instance, rep
 CATALOGUE = Catalogue((Region("a"),), (CatalogueModel("qwen", "hf:q/q"),))
 
 
-def routed(replicas=(), statuses=(), **rows: Any):
+def rows_of(**rows: Any) -> SnapshotRows:
     empty: dict[str, Any] = {"keys": [], "models": [], "adapters": [], "attachments": [], "instances": []}
-    facts = {s.replica: s for s in statuses}
-    return Routed().content(
-        {"acc_a": SnapshotRows(**(empty | rows))}, replicas, facts, CATALOGUE, Permits(b"key")
+    return SnapshotRows(**(empty | rows))
+
+
+def content(known: Routed, parts: Any, replicas: Any = (), statuses: Any = ()) -> wire.Content:
+    return known.content(parts, replicas, {s.replica: s for s in statuses}, CATALOGUE, Permits(b"key"))
+
+
+def routed(replicas: Any = (), statuses: Any = (), **rows: Any) -> Any:
+    found = wire.whole(
+        content(Routed(), {"acc_a": rows_of(**rows)}, replicas, statuses), 1, NOW, b"", "epoch"
     )
+    return found.keys, found.models, found.adapters, found.instances
 
 
 def test_keys_are_found_by_their_lookup_id() -> None:
@@ -109,3 +119,24 @@ def test_what_the_instance_speaks_is_told() -> None:
     row = instance(spec=spec(openai_compatible=False, custom_api_path="/predict"))
     _, _, _, (found,) = routed(instances=[row])
     assert (found.openai_compatible, found.custom_api_path) == (False, "/predict")
+
+
+def test_what_did_not_change_is_not_worked_out_again() -> None:
+    parts = {
+        "acc_a": rows_of(adapters=[adapter()], instances=[instance(1)]),
+        "acc_b": rows_of(instances=[instance(2)]),
+    }
+    replicas = [replica("r1"), replica("r2", instance=2)]
+    known, heard = Routed(), [status("r1"), status("r2")]
+    first = content(known, parts, replicas, heard)
+    again = content(known, parts, [msgspec.structs.replace(one) for one in replicas], heard)
+    assert all(again.accounts[account] is owned for account, owned in first.accounts.items())
+    assert [now is before for now, before in zip(again.instances, first.instances, strict=True)] == [True] * 2
+    changed = parts | {"acc_a": rows_of()}
+    other = content(known, changed, replicas, [heard[0], status("r2", ready=False)])
+    assert other.accounts["acc_b"] is first.accounts["acc_b"]
+    assert other.accounts["acc_a"].adapters == ()
+    assert [found.id for found in other.instances] == [2]
+    assert [found.ready for found in other.instances[0].replicas] == [False]
+    silent = content(known, changed, replicas, heard[:1])
+    assert silent.instances[0].replicas == ()

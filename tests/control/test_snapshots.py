@@ -16,40 +16,40 @@ class Clock:
         return self.now
 
 
-def content(name: str = "qwen") -> tuple:
-    return {}, (wire.Model(name, None, "chat", True),), (), ()
+def content(name: str = "qwen") -> wire.Content:
+    return wire.Content({}, (wire.Model(name, None, "chat", True),))
 
 
 class TestPublisher:
     def test_equal_content_keeps_its_version_and_new_content_gets_a_higher_one(self) -> None:
         publisher = Publisher(b"pepper", Clock())
-        first = publisher.publish(*content())
-        assert publisher.publish(*content()) == first == publisher.version
-        second = publisher.publish(*content("other"))
+        first = publisher.publish(content())
+        assert publisher.publish(content()) == first == publisher.version
+        second = publisher.publish(content("other"))
         assert second > first
-        assert publisher.publish(*content()) > second
+        assert publisher.publish(content()) > second
 
     def test_versions_grow_in_one_millisecond_and_when_the_clock_goes_back(self) -> None:
         clock = Clock()
         publisher = Publisher(b"pepper", clock)
-        versions = [publisher.publish(*content(str(number))) for number in range(5)]
+        versions = [publisher.publish(content(str(number))) for number in range(5)]
         clock.now = 1.0
-        versions.append(publisher.publish(*content("back")))
+        versions.append(publisher.publish(content("back")))
         assert versions == sorted(set(versions))
 
     def test_versions_grow_over_restarts(self) -> None:
         clock = Clock()
-        before = Publisher(b"pepper", clock).publish(*content())
+        before = Publisher(b"pepper", clock).publish(content())
         clock.now += 1
-        assert Publisher(b"pepper", clock).publish(*content()) > before
+        assert Publisher(b"pepper", clock).publish(content()) > before
 
     async def test_a_gateway_that_has_the_newest_waits_for_the_next(self) -> None:
         publisher = Publisher(b"pepper", Clock())
-        version = publisher.publish(*content())
+        version = publisher.publish(content())
         assert await publisher.after(version, 0.01) is None
         waiting = asyncio.create_task(publisher.after(version, 60))
         await asyncio.sleep(0)
-        newer = publisher.publish(*content("other"))
+        newer = publisher.publish(content("other"))
         async with asyncio.timeout(5):
             data = await waiting
         assert data is not None
@@ -57,9 +57,9 @@ class TestPublisher:
 
     async def test_a_gateway_of_this_control_gets_what_changed_and_any_other_all_of_it(self) -> None:
         publisher = Publisher(b"pepper", Clock(), "mine")
-        first = publisher.publish(*content())
-        second = publisher.publish(*content("other"))
-        third = publisher.publish(*content("third"))
+        first = publisher.publish(content())
+        second = publisher.publish(content("other"))
+        third = publisher.publish(content("third"))
         for version, following in ((first, second), (second, third)):
             data = await publisher.after(version, 0, "mine")
             assert data is not None
@@ -73,9 +73,9 @@ class TestPublisher:
 
     async def test_old_deltas_are_dropped(self) -> None:
         publisher = Publisher(b"pepper", Clock(), "mine")
-        first = publisher.publish(*content())
+        first = publisher.publish(content())
         for number in range(KEPT_DELTAS + 1):
-            publisher.publish(*content(str(number)))
+            publisher.publish(content(str(number)))
         data = await publisher.after(first, 0, "mine")
         assert data is not None
         assert wire.decode(data).version == publisher.version
@@ -85,16 +85,16 @@ class TestPublisher:
 
     async def test_a_gateway_from_a_control_whose_clock_was_ahead_is_brought_up_to_date(self) -> None:
         publisher = Publisher(b"pepper", Clock())
-        publisher.publish(*content())
+        publisher.publish(content())
         ahead = publisher.version + 10_000
         data = await publisher.after(ahead, 0.01)
         assert data is not None
         assert wire.decode(data).version > ahead
-        assert publisher.publish(*content()) == wire.decode(data).version
+        assert publisher.publish(content()) == wire.decode(data).version
 
     async def test_the_snapshot_has_what_was_published(self) -> None:
         publisher = Publisher(b"pepper", Clock(7.0))
-        publisher.publish(*content())
+        publisher.publish(content())
         data = await publisher.after(0, 0)
         assert data is not None
         found = wire.decode(data)

@@ -18,6 +18,7 @@ from aiohttp.web_request import FileField
 from pillion.core import snapshot as wire
 from pillion.core.snapshot import Snapshot
 from pillion.gateway import GatewayConfig, Limits, serve
+from tests.snapshots import difference
 
 Behaviour = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 TOKEN = "internal-token"
@@ -142,7 +143,7 @@ class Control:
             await self.changed.wait_for(lambda: self.snapshot is not None and self.snapshot.version > after)
             assert self.snapshot is not None
             before = self.given.get(after)
-            delta = None if before is None else wire.difference(before, self.snapshot)
+            delta = None if before is None else difference(before, self.snapshot)
             self.given[self.snapshot.version] = self.snapshot
             return web.Response(body=wire.encode(delta or self.snapshot), content_type="application/msgpack")
 

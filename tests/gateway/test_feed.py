@@ -19,6 +19,7 @@ from pillion.gateway.knowledge import Knowledge
 from tests.gateway.conftest import Town
 from tests.gateway.site import Control, fleet, free_url, listening, site
 from tests.gateway.world import ACME, BASE, make_adapter, make_instance, make_key, make_replica, make_snapshot
+from tests.snapshots import difference
 
 
 async def test_revoked_key_is_refused_once_acknowledged(town: Town) -> None:
@@ -144,9 +145,7 @@ async def test_deltas_are_applied_kept_and_found_again(
     ]
     news = [wire.encode(states[0])]
     for before, after in itertools.pairwise(states):
-        delta = wire.difference(before, after)
-        assert delta is not None
-        news.append(wire.encode(delta))
+        news.append(wire.encode(difference(before, after)))
     now = [1_000.0]
     feed, knowledge = feed_of(tmp_path, Script(*news), now)
     for state in states:
@@ -164,8 +163,7 @@ async def test_deltas_are_applied_kept_and_found_again(
 
 async def test_a_torn_delta_ends_what_is_kept(tmp_path: Path) -> None:
     first, second = make_snapshot(version=1), make_snapshot(make_adapter(2), version=2)
-    delta = wire.difference(first, second)
-    assert delta is not None
+    delta = difference(first, second)
     feed, _ = feed_of(tmp_path, Script(wire.encode(first), wire.encode(delta)), [1.0])
     await feed.step()
     await feed.step()

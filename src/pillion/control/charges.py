@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from pillion.billing.tariff import Part, Tariff, carried
 from pillion.control.context import Control
 from pillion.control.prices import tariff_of
-from pillion.control.routes import Content
 from pillion.core.budgets import TokenPrice
 from pillion.core.money import Price, ms
+from pillion.core.snapshot import Content, Owned
 from pillion.core.usage import Used
 from pillion.store.slices import Slice
 from pillion.store.transaction import Tx
@@ -93,19 +93,23 @@ def priced(control: Control, content: Content, prices: Iterable[Price]) -> Conte
         if price.kind == "tokens":
             by[price.item].append(TokenPrice(price.effective_ms, price.input, price.output))
     contexts = {model.name: model.options.get("max_model_len") for model in control.catalogue.models}
-    keys, models, *rest = content
-    told = tuple(
+    models = tuple(
         replace(model, prices=tuple(by[model.name]), context=contexts.get(model.name))
-        if model.account is None
-        else model
-        for model in models
+        for model in content.models
     )
-    if control.spent_keys:
-        keys = {
-            lookup: replace(key, spent=True) if key.id in control.spent_keys else key
-            for lookup, key in keys.items()
-        }
-    return (keys, told, *rest)  # type: ignore[return-value]
+    accounts, spent = content.accounts, control.spent_keys
+    if spent:
+        accounts = {account: _with_spent(owned, spent) for account, owned in accounts.items()}
+    return Content(accounts, models, content.instances)
+
+
+def _with_spent(owned: Owned, spent: Collection[str]) -> Owned:
+    if not any(key.id in spent for key in owned.keys.values()):
+        return owned
+    keys = {
+        lookup: replace(key, spent=True) if key.id in spent else key for lookup, key in owned.keys.items()
+    }
+    return Owned(keys, owned.models, owned.adapters)
 
 
 def cost_of(tariff: Tariff, used: Used) -> Part | None:

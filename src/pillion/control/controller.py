@@ -149,7 +149,7 @@ class Controller:
         content = self._routed_before.content(
             self._mirror.parts, self._groups.replicas, facts, control.catalogue, self._permits
         )
-        return control.publisher.publish(*charges.priced(control, content, rows.prices))
+        return control.publisher.publish(charges.priced(control, content, rows.prices))
 
     async def _tick(self) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -26,6 +26,7 @@ class Mirror:
         self._timer = timer
         self._mark: int | None = None
         self._read_at = 0.0
+        self._by_id: dict[str, dict[Any, Any]] = {name: {} for name in _IDS}
         self.parts: Mapping[Account, SnapshotRows] = {}
         self.rows = NOTHING
 
@@ -47,17 +48,47 @@ class Mirror:
 
     def _take(self, fresh: SnapshotRows, changed: set[Account] | None) -> None:
         """`changed` is None where `fresh` is all there is."""
-        parts = {} if changed is None else dict(self.parts)
-        for account, part in _by_account(fresh, changed or ()).items():
-            before = self.parts.get(account)
-            parts[account] = before if before == part else part
+        found = _by_account(fresh, changed or ())
+        if changed is None:
+            found |= dict.fromkeys(self.parts.keys() - found.keys(), NOTHING)
+        parts, differ = dict(self.parts), []
+        for account, part in found.items():
+            before = parts.get(account, NOTHING)
+            if part == before:
+                continue
+            differ.append((before, part))
             if part == NOTHING:
                 del parts[account]
-        accounts = parts.keys() | self.parts.keys() if changed is None else changed
-        differ = any(parts.get(account) is not self.parts.get(account) for account in accounts)
+            else:
+                parts[account] = part
         self.parts = parts
         if differ:
-            self.rows = replace(_whole(parts.values()), prices=self.rows.prices)
+            self._whole(differ)
+
+    def _whole(self, differ: Sequence[tuple[SnapshotRows, SnapshotRows]]) -> None:
+        """All rows: what changed goes, what it has become comes. Attachments and instances are in the order of ids."""
+        self._by_id = {name: dict(rows) for name, rows in self._by_id.items()}
+        for name, id_of in _IDS.items():
+            rows = self._by_id[name]
+            for before, part in differ:
+                now = {id_of(row): row for row in getattr(part, name)}
+                for row in getattr(before, name):
+                    if id_of(row) not in now:
+                        del rows[id_of(row)]
+                rows |= now
+        suspended, tiers = set(self.rows.suspended), dict(self.rows.tiers)
+        for before, part in differ:
+            suspended -= before.suspended
+            suspended |= part.suspended
+            for account in before.tiers:
+                del tiers[account]
+            tiers |= part.tiers
+        lists = {name: list(rows.values()) for name, rows in self._by_id.items()}
+        lists["attachments"].sort(key=_id)
+        lists["instances"].sort(key=_id)
+        self.rows = SnapshotRows(
+            **lists, suspended=frozenset(suspended), tiers=tiers, prices=self.rows.prices
+        )
 
 
 def _by_account(rows: SnapshotRows, accounts: Iterable[Account]) -> dict[Account, SnapshotRows]:
@@ -84,22 +115,13 @@ def _by_account(rows: SnapshotRows, accounts: Iterable[Account]) -> dict[Account
     }
 
 
-def _whole(parts: Collection[SnapshotRows]) -> SnapshotRows:
-    """All rows: attachments and instances by id, the rest account by account."""
-    return SnapshotRows(
-        keys=[row for part in parts for row in part.keys],
-        models=[row for part in parts for row in part.models],
-        adapters=[row for part in parts for row in part.adapters],
-        attachments=sorted((row for part in parts for row in part.attachments), key=lambda row: row.id),
-        instances=sorted((row for part in parts for row in part.instances), key=lambda row: row.id),
-        suspended=frozenset(account for part in parts for account in part.suspended),
-        tiers={account: tier for part in parts for account, tier in part.tiers.items()},
-    )
-
-
 def _account(row: Any) -> Account:
     account: Account = row.account_id
     return account
+
+
+def _id(row: Any) -> Any:
+    return row.id
 
 
 _OWNERS: dict[str, Callable[[Any], Account]] = {
@@ -108,4 +130,12 @@ _OWNERS: dict[str, Callable[[Any], Account]] = {
     "adapters": lambda row: _account(row.adapter),
     "attachments": _account,
     "instances": _account,
+}
+
+_IDS: dict[str, Callable[[Any], Any]] = {
+    "keys": _id,
+    "models": _id,
+    "adapters": lambda row: row.adapter.row_id,
+    "attachments": _id,
+    "instances": _id,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 
 from pillion.control.on_demand import Permits, Takers, ends, loads, takers
@@ -10,21 +11,19 @@ from pillion.core import snapshot as wire
 from pillion.core.catalogue import Catalogue
 from pillion.core.names import engine_name
 from pillion.core.replica import Replica, ReplicaStatus
+from pillion.core.snapshot import Content, Owned
 from pillion.store.rows import ApiKey, Attachment, Instance, RoutedAdapter, SnapshotRows
-
-Content = tuple[
-    dict[str, wire.Key], tuple[wire.Model, ...], tuple[wire.Adapter, ...], tuple[wire.Instance, ...]
-]
-
-
-Own = tuple[dict[str, wire.Key], list[wire.Model], list[wire.Adapter]]
 
 
 class Routed:
-    """Accounts' routes as worked out before: those whose rows are the same objects are not worked out again."""
+    """Routes as worked out before: accounts whose rows are the same objects, and instances whose replicas say the same,
+    are not worked out again.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[str | None, tuple[SnapshotRows, Takers, Own]] = {}
+        self._known: dict[str | None, tuple[SnapshotRows, Takers, Owned]] = {}
+        self._replicas: dict[str, tuple[Replica, ReplicaStatus, bool, wire.Replica]] = {}
+        self._instances: dict[int, tuple[Instance, wire.Instance]] = {}
 
     def content(
         self,
@@ -34,9 +33,7 @@ class Routed:
         catalogue: Catalogue,
         permits: Permits,
     ) -> Content:
-        """`parts`: by account, the operator's under None. Keys by lookup id, models, adapters, and instances with the
-        replicas that were heard.
-        """
+        """`parts`: by account, the operator's under None. Instances with the replicas that were heard."""
         pools = takers(parts[None].instances) if None in parts else frozenset()
         known = {}
         for account, part in parts.items():
@@ -45,17 +42,55 @@ class Routed:
                 before = part, pools, _own(part, permits, pools | takers(part.instances))
             known[account] = before
         self._known = known
-        keys: dict[str, wire.Key] = {}
-        models = [wire.Model(m.name, None, m.kind, m.lora) for m in catalogue.models]
-        adapters: list[wire.Adapter] = []
-        for _, _, own in known.values():
-            keys.update(own[0])
-            models += own[1]
-            adapters += own[2]
-        return keys, tuple(models), tuple(adapters), _instances(parts.values(), replicas, facts)
+        return Content(
+            {account: owned for account, (_, _, owned) in known.items()},
+            tuple(wire.Model(m.name, None, m.kind, m.lora) for m in catalogue.models),
+            self._running(parts.values(), replicas, facts),
+        )
+
+    def _running(
+        self, parts: Iterable[SnapshotRows], replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus]
+    ) -> tuple[wire.Instance, ...]:
+        by_instance: dict[int, list[Replica]] = {}
+        for replica in sorted(replicas, key=lambda replica: replica.id):
+            if replica.id in facts:
+                by_instance.setdefault(replica.instance, []).append(replica)
+        before, self._replicas = self._replicas, {}
+        wanted = sorted(
+            (row for part in parts for row in part.instances if row.wanted == "running"),
+            key=lambda row: row.id,
+        )
+        found = {}
+        for row in wanted:
+            known = self._instances.get(row.id)
+            on_demand = loads(row) if known is None or known[0] is not row else known[1].on_demand
+            heard = tuple(self._heard(r, facts[r.id], on_demand, before) for r in by_instance.get(row.id, ()))
+            if known is None or known[0] is not row or not _same(known[1].replicas, heard):
+                known = row, _instance(row, heard, on_demand)
+            found[row.id] = known
+        self._instances = found
+        return tuple(instance for _, instance in found.values())
+
+    def _heard(
+        self,
+        replica: Replica,
+        status: ReplicaStatus,
+        on_demand: bool,
+        before: Mapping[str, tuple[Replica, ReplicaStatus, bool, wire.Replica]],
+    ) -> wire.Replica:
+        known = before.get(replica.id)
+        if known is None or known[1] is not status or known[2] != on_demand or known[0] != replica:
+            known = replica, status, on_demand, _replica(replica, status, on_demand)
+        self._replicas[replica.id] = known
+        return known[3]
 
 
-def _own(rows: SnapshotRows, permits: Permits, takers: Takers) -> Own:
+def _same(one: tuple[wire.Replica, ...], other: tuple[wire.Replica, ...]) -> bool:
+    """The same objects."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))
+
+
+def _own(rows: SnapshotRows, permits: Permits, takers: Takers) -> Owned:
     held: dict[int, list[Attachment]] = {}
     for attachment in rows.attachments:
         if attachment.state == "detaching":
@@ -65,10 +100,10 @@ def _own(rows: SnapshotRows, permits: Permits, takers: Takers) -> Own:
             held.setdefault(attachment.adapter_row_id, []).append(attachment)
     over = {row.adapter.row_id: ends(row, held.get(row.adapter.row_id, ())) for row in rows.adapters}
     signed = permits.of(((row, over[row.adapter.row_id]) for row in rows.adapters), takers, rows.tiers)
-    return (
+    return Owned(
         {row.lookup: _key(row, rows) for row in rows.keys},
-        [wire.Model(m.name, m.account_id, m.kind, m.lora) for m in rows.models],
-        [
+        tuple(wire.Model(m.name, m.account_id, m.kind, m.lora) for m in rows.models),
+        tuple(
             _adapter(
                 row,
                 held.get(row.adapter.row_id, ()),
@@ -76,19 +111,7 @@ def _own(rows: SnapshotRows, permits: Permits, takers: Takers) -> Own:
                 signed.get(row.adapter.row_id),
             )
             for row in rows.adapters
-        ],
-    )
-
-
-def _instances(
-    parts: Iterable[SnapshotRows], replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus]
-) -> tuple[wire.Instance, ...]:
-    by_instance: dict[int, list[Replica]] = {}
-    for replica in replicas:
-        by_instance.setdefault(replica.instance, []).append(replica)
-    wanted = (row for part in parts for row in part.instances if row.wanted == "running")
-    return tuple(
-        _instance(row, by_instance.get(row.id, ()), facts) for row in sorted(wanted, key=lambda row: row.id)
+        ),
     )
 
 
@@ -137,15 +160,8 @@ def _canary(row: RoutedAdapter) -> wire.Canary | None:
     return wire.Canary(row.canary.version, name, row.adapter.canary_share or 0.0)
 
 
-def _instance(
-    row: Instance, replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus]
-) -> wire.Instance:
-    spec, on_demand = spec_of(row), loads(row)
-    heard = tuple(
-        _replica(replica, facts[replica.id], on_demand)
-        for replica in sorted(replicas, key=lambda r: r.id)
-        if replica.id in facts
-    )
+def _instance(row: Instance, heard: tuple[wire.Replica, ...], on_demand: bool) -> wire.Instance:
+    spec = spec_of(row)
     return wire.Instance(
         id=row.id,
         account=row.account_id,

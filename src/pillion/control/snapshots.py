@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
 from pillion.control.changes import Changes
 from pillion.core import snapshot as wire
 
@@ -77,35 +75,23 @@ class Publisher:
         self._clock = clock
         self._published = Changes()
         self._closed = False
-        self._latest: wire.Snapshot | None = None
+        self._latest: wire.Content | None = None
+        self._made_at = 0.0
         self._encoded: bytes | None = None
         self._deltas: dict[int, bytes] = {}
+        self.version = 0
 
-    @property
-    def version(self) -> int:
-        return self._latest.version if self._latest else 0
-
-    def publish(
-        self,
-        keys: dict[str, wire.Key],
-        models: tuple[wire.Model, ...],
-        adapters: tuple[wire.Adapter, ...],
-        instances: tuple[wire.Instance, ...],
-    ) -> int:
+    def publish(self, content: wire.Content) -> int:
         """The version that holds this content: a new one where it differs from the last."""
-        last = self._latest
-        if last and (last.keys, last.models, last.adapters, last.instances) == (
-            keys,
-            models,
-            adapters,
-            instances,
-        ):
-            return last.version
         now = self._clock()
         version = max(self.version + 1, int(now * 1000))
-        self._publish(
-            wire.Snapshot(version, now, self._pepper, keys, models, adapters, instances, self._epoch)
-        )
+        last, self._latest = self._latest, content
+        if last is not None:
+            delta = wire.difference(last, content, self.version, version, now)
+            if delta.empty:
+                return self.version
+            self._keep(delta)
+        self._publish(version, now)
         return version
 
     async def after(self, version: int, wait: float, epoch: str | None = None) -> bytes | None:
@@ -132,22 +118,24 @@ class Publisher:
 
     def _overtake(self, version: int) -> None:
         """A gateway may have a version of a control whose clock was ahead of ours: what is newest must count as newer."""
-        if self._latest is not None and version > self._latest.version:
-            self._publish(msgspec.structs.replace(self._latest, version=version + 1))
+        if self._latest is not None and version > self.version:
+            now = self._clock()
+            self._keep(wire.difference(self._latest, self._latest, self.version, version + 1, now))
+            self._publish(version + 1, now)
 
-    def _publish(self, snapshot: wire.Snapshot) -> None:
-        last, self._latest, self._encoded = self._latest, snapshot, None
-        delta = None if last is None else wire.difference(last, snapshot)
-        if last is None or delta is None:
-            self._deltas.clear()
-        else:
-            self._deltas[last.version] = wire.encode(delta)
-            while len(self._deltas) > KEPT_DELTAS:
-                del self._deltas[next(iter(self._deltas))]
+    def _keep(self, delta: wire.Delta) -> None:
+        self._deltas[delta.since] = wire.encode(delta)
+        while len(self._deltas) > KEPT_DELTAS:
+            del self._deltas[next(iter(self._deltas))]
+
+    def _publish(self, version: int, now: float) -> None:
+        self.version, self._made_at, self._encoded = version, now, None
         self._published.notify()
 
     def _whole(self) -> bytes:
         if self._encoded is None:
             assert self._latest is not None
-            self._encoded = wire.encode(self._latest)
+            self._encoded = wire.encode(
+                wire.whole(self._latest, self.version, self._made_at, self._pepper, self._epoch)
+            )
         return self._encoded

@@ -5,6 +5,9 @@ It is the only thing the two share. Times are absolute seconds since the epoch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
 import msgspec
 
 from pillion.core.budgets import TokenPrice
@@ -112,6 +115,28 @@ class Instance(msgspec.Struct, frozen=True):
     max_rank: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Owned:
+    """What is one account's. As long as nothing of it changes it stays the same object."""
+
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    models: tuple[Model, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Content:
+    """What a snapshot is made of: by account, the catalogue's models, and instances in the order of their ids."""
+
+    accounts: Mapping[str | None, Owned]
+    models: tuple[Model, ...] = ()
+    instances: tuple[Instance, ...] = ()
+
+    @property
+    def all_models(self) -> tuple[Model, ...]:
+        return (*self.models, *(model for owned in self.accounts.values() for model in owned.models))
+
+
 class Snapshot(msgspec.Struct, frozen=True, tag="snapshot"):
     """All that routing needs. `version` only grows, also over restarts of control. `pepper` is for `core.keys`.
 
@@ -144,6 +169,12 @@ class Delta(msgspec.Struct, frozen=True, tag="delta"):
     instances: tuple[Instance, ...]
     gone_instances: tuple[int, ...]
 
+    @property
+    def empty(self) -> bool:
+        """Only the version changes."""
+        told = self.keys or self.adapters or self.gone_adapters or self.instances or self.gone_instances
+        return not told and self.models is None
+
 
 def encode(news: Snapshot | Delta) -> bytes:
     return msgspec.msgpack.encode(news)
@@ -159,33 +190,60 @@ def decode_news(data: bytes) -> Snapshot | Delta:
     return msgspec.msgpack.decode(data, type=Snapshot | Delta)
 
 
-def difference(before: Snapshot, after: Snapshot) -> Delta | None:
-    """What `patched` makes `after` of; None where only a whole snapshot does: the pepper is another."""
-    if before.pepper != after.pepper:
-        return None
-    # Nearly all are the same objects: only the others are looked at.
-    there, still = set(map(id, before.adapters)), set(map(id, after.adapters))
-    adapters = {_place(a): a for a in before.adapters if id(a) not in still}
+def whole(content: Content, version: int, made_at: float, pepper: bytes, epoch: str) -> Snapshot:
+    owned = content.accounts.values()
+    return Snapshot(
+        version=version,
+        made_at=made_at,
+        pepper=pepper,
+        keys={lookup: key for one in owned for lookup, key in one.keys.items()},
+        models=content.all_models,
+        adapters=tuple(adapter for one in owned for adapter in one.adapters),
+        instances=content.instances,
+        epoch=epoch,
+    )
+
+
+def difference(before: Content, after: Content, since: int, version: int, made_at: float) -> Delta:
+    """What makes the one the other. Accounts and instances that are the same objects are not looked into."""
+    keys: dict[str, Key | None] = {}
+    gone_keys: dict[str, Key | None] = {}
+    adapters: list[Adapter] = []
+    gone_adapters: list[tuple[str, int]] = []
+    models_differ = before.models != after.models
+    for account in _touched(before.accounts, after.accounts):
+        old, new = before.accounts.get(account, _NOTHING), after.accounts.get(account, _NOTHING)
+        keys |= {lookup: key for lookup, key in new.keys.items() if old.keys.get(lookup) != key}
+        gone_keys |= dict.fromkeys(old.keys.keys() - new.keys.keys())
+        there = {_place(adapter): adapter for adapter in old.adapters}
+        adapters += [adapter for adapter in new.adapters if there.pop(_place(adapter), None) != adapter]
+        gone_adapters += there
+        models_differ = models_differ or old.models != new.models
     instances = {instance.id: instance for instance in before.instances}
-    keys: dict[str, Key | None] = {
-        lookup: key
-        for lookup, key in after.keys.items()
-        if (known := before.keys.get(lookup)) is not key and known != key
-    }
-    keys |= dict.fromkeys(before.keys.keys() - after.keys.keys())
     return Delta(
-        since=before.version,
-        version=after.version,
-        made_at=after.made_at,
-        keys=keys,
-        models=None if before.models == after.models else after.models,
-        adapters=tuple(
-            a for a in after.adapters if id(a) not in there and adapters.pop(_place(a), None) != a
+        since=since,
+        version=version,
+        made_at=made_at,
+        keys=gone_keys | keys,
+        models=after.all_models if models_differ else None,
+        adapters=tuple(adapters),
+        gone_adapters=tuple(gone_adapters),
+        instances=tuple(
+            i for i in after.instances if (old_one := instances.pop(i.id, None)) is not i and old_one != i
         ),
-        gone_adapters=tuple(adapters),
-        instances=tuple(i for i in after.instances if instances.pop(i.id, None) != i),
         gone_instances=tuple(instances),
     )
+
+
+_NOTHING = Owned()
+
+
+def _touched(before: Mapping[str | None, Owned], after: Mapping[str | None, Owned]) -> Iterator[str | None]:
+    """Accounts whose objects differ."""
+    for account, owned in after.items():
+        if before.get(account) is not owned:
+            yield account
+    yield from before.keys() - after.keys()
 
 
 def patched(snapshot: Snapshot, delta: Delta) -> Snapshot:
