@@ -273,6 +273,7 @@ class TestKeys:
             {"allow": "1.1.1.1"},
             {"spend_limit": -1},
             {"expires_at": 5},
+            {"expires_at": 1e12},
             [],
             5,
             None,
@@ -280,6 +281,14 @@ class TestKeys:
     )
     async def test_what_is_no_key_request(self, site: Site, body: object) -> None:
         refused(await site.a.post("/v1/keys", body), 400, "invalid_request")
+
+    @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+    async def test_no_key_lasts_until_what_is_no_time(self, site: Site, number: str) -> None:
+        body = f'{{"expires_at": {number}}}'
+        answer = await site.a.manage.post(
+            "/v1/keys", content=body, headers={"content-type": "application/json"}
+        )
+        assert refused(answer, 400, "invalid_request")["param"] == "expires_at"
 
     async def test_terms_are_kept_and_change(self, site: Site) -> None:
         terms = {"allow": ["192.0.2.7", "10.0.0.0/8", "10.0.0.0/8"], "spend_limit": 5_000_000}

@@ -8,10 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Text = Field(max_length=1000)
 Short = Annotated[str, Field(max_length=200)]
+Instant = Annotated[float, Field(ge=0, le=1e11, description="Seconds since the epoch.")]
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class LoraBody(_Body):
@@ -79,15 +80,15 @@ class MoveBody(_Body):
 
 
 class LoadBody(_Body):
-    backends: list[int | Short] | None = Field(default=None, max_length=64)
+    backends: list[int | Short] | None = Field(default=None, min_length=1, max_length=64)
     pin: bool = False
     ttl_seconds: float | None = Field(default=None, gt=0, le=31_536_000)
-    session_key: str | None = Field(default=None, max_length=200)
+    session_key: str | None = Field(default=None, min_length=1, max_length=200)
     wait: bool = True
 
 
 class UnloadBody(_Body):
-    backends: list[int | Short] | None = Field(default=None, max_length=64)
+    backends: list[int | Short] | None = Field(default=None, min_length=1, max_length=64)
 
 
 class WarmupBody(_Body):
@@ -99,7 +100,7 @@ class KeyBody(_Body):
     scopes: list[Literal["inference", "manage", "admin"]] = Field(
         default=["inference"], min_length=1, max_length=3
     )
-    expires_at: float | None = Field(default=None, description="Seconds since the epoch.")
+    expires_at: Instant | None = None
     requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000)
     tokens_per_minute: int | None = Field(default=None, ge=1, le=10_000_000_000)
     allow: list[Short] = Field(
@@ -114,7 +115,7 @@ class KeyChangeBody(_Body):
     """What is left out stays as it is."""
 
     name: str = Field(default="", max_length=100)
-    expires_at: float | None = Field(default=None, description="Seconds since the epoch.")
+    expires_at: Instant | None = None
     requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000)
     tokens_per_minute: int | None = Field(default=None, ge=1, le=10_000_000_000)
     allow: list[Short] = Field(default=[], max_length=100)
@@ -185,7 +186,7 @@ class PriceBody(_Body):
     hourly: int | None = Field(default=None, ge=0, description="In 1e-6 of the currency.")
     input: int | None = Field(default=None, ge=0, description="In 1e-6 of the currency per 1,000,000 tokens.")
     output: int | None = Field(default=None, ge=0)
-    effective_at: float | None = Field(default=None, ge=0, le=1e11, description="Seconds since the epoch.")
+    effective_at: Instant | None = None
 
 
 class CreditBody(_Body):

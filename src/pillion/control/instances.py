@@ -79,6 +79,12 @@ async def resolve(control: Control, who: Principal, wish: Launch, home: str | No
         raise InvalidRequestError(
             "image is the operator's to allow, and none is allowed here.", param="image"
         )
+    if not wish.openai_compatible or wish.custom_api_path is not None:
+        # What is passed on as it is would reach an engine of ours unread, unlimited and uncounted.
+        raise InvalidRequestError(
+            "openai_compatible and custom_api_path are for container images, and none is allowed here.",
+            param="custom_api_path" if wish.openai_compatible else "openai_compatible",
+        )
     if wish.options:
         raise InvalidRequestError(
             "options are the operator's to allow, and none is allowed here.", param="options"
