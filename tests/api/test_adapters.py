@@ -142,6 +142,16 @@ class TestUpload:
         refused(await site.a.upload("mine", weights=b"x" * (limit + 1)), 413, "adapter_too_large")
         assert kept(site) == set()
 
+    async def test_an_empty_config_is_not_no_config(self, site: Site) -> None:
+        error = refused(await site.a.upload("mine", config=b""), 422, "adapter_invalid")
+        assert "adapter_config.json" in error["reasons"][0]
+        data = {"name": "mine", "base_model": "tiny"}
+        chosen = {
+            "file": ("w", adapter_files.weights()),
+            "config": ("", b""),
+        }  # as browsers send what was not chosen
+        found(await site.a.manage.post("/v1/adapters/upload", data=data, files=chosen))
+
     async def test_a_config_that_is_too_large(self, site: Site) -> None:
         refused(await site.a.upload("mine", config=b" " * ((1 << 20) + 1)), 413, "adapter_too_large")
         assert kept(site) == set()
@@ -334,6 +344,16 @@ class TestListing:
     )
     async def test_queries_that_cannot_be(self, site: Site, query: str) -> None:
         refused(await site.a.get(f"/v1/adapters?{query}"), 400, "invalid_request")
+
+    @pytest.mark.parametrize(
+        "path",
+        ["adapters", "instances", "events", "usage/events", "billing/transactions", "account/audit"],
+    )
+    async def test_what_is_no_cursor_does_not_begin_anew(self, site: Site, path: str) -> None:
+        for cursor in ("x", "-1", "1.5", "9" * 20, "%00"):
+            answer = await site.a.get(f"/v1/{path}?after={cursor}")
+            assert refused(answer, 400, "invalid_request")["param"] == "after"
+        found(await site.a.get(f"/v1/{path}?after="))
 
     async def test_by_id_row_id_and_name(self, site: Site) -> None:
         made = await site.a.adapter("mine")

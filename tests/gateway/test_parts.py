@@ -87,6 +87,12 @@ def test_media_where_it_may_hide() -> None:
     apply(BodyPolicy(), CHAT, {"tools": [{"type": "function", "function": {"parameters": schema}}]})
 
 
+@pytest.mark.parametrize("salt", [b'"\xff"', b"1e999", b"5", b'""', b'{"a": 1}', b'"' + 257 * b"x" + b'"'])
+def test_a_salt_that_is_none(salt: bytes) -> None:
+    with pytest.raises(InvalidRequestError, match="cache_salt"):
+        BodyPolicy().apply(CHAT, {"cache_salt": msgspec.Raw(salt)})
+
+
 def test_salt_differs_by_account_and_by_the_clients_own() -> None:
     salts = [cache_salt(b"p", *ask) for ask in (("a", None), ("b", None), ("a", "b"), ("a", None))]
     assert salts[0] == salts[3]

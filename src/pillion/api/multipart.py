@@ -97,7 +97,7 @@ async def read_form(
             raise InvalidRequestError(f"the multipart body is malformed: {error}") from error
         for event, part, data in events.out:
             if event == "begin":
-                _open(part, seen, fields, sinks)
+                await _open(part, seen, fields, sinks)
             elif event == "data" and part.name in sinks:
                 await sinks[part.name](data)
             elif event == "data":
@@ -120,7 +120,7 @@ def _parser(content_type: str, events: _Events) -> MultipartParser:
         raise InvalidRequestError(f"the multipart boundary cannot be used: {error}") from error
 
 
-def _open(
+async def _open(
     part: _Part,
     seen: set[str],
     fields: dict[str, bytearray],
@@ -133,6 +133,8 @@ def _open(
     seen.add(part.name)
     if part.name not in sinks:
         fields[part.name] = bytearray()
+    elif part.filename:
+        await sinks[part.name](b"")  # an empty file is one, too; a browser's empty choice has no name
 
 
 def _text(name: str, value: bytearray) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.views import AdapterView, AttachmentView, CanaryView, ErrorView
-from pillion.core.errors import AdapterNotDeployedError, NotFoundError, PillionError
+from pillion.core.errors import AdapterNotDeployedError, InvalidRequestError, NotFoundError, PillionError
 from pillion.core.names import Ref, parse_ref
 from pillion.store.rows import Adapter, AdapterVersion, Attachment, Instance
 from pillion.store.transaction import Tx
@@ -124,5 +124,9 @@ def attachment_view(row: Attachment, adapter: Adapter, behind: Sequence[str] = (
 
 
 def page_after(after: str | None) -> int:
-    """A cursor of ours; what is none begins at the start."""
-    return int(after) if after is not None and after.isascii() and after.isdigit() and len(after) < 17 else 0
+    """The row a page comes after. Raises `InvalidRequestError` for what is no cursor: begun anew, a list would not end."""
+    if not after:
+        return 0
+    if after.isascii() and after.isdigit() and len(after) < 17:
+        return int(after)
+    raise InvalidRequestError(f"{after!r} is no cursor; pass the `next` of the page before.", param="after")

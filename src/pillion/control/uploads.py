@@ -26,12 +26,13 @@ class Upload:
     def __init__(self, control: Control, who: Principal, intake: Intake, max_bytes: int) -> None:
         self._control, self._who, self._intake = control, who, intake
         self._max_bytes = max_bytes
-        self._config = bytearray()
+        self._config: bytearray | None = None
 
     async def write_file(self, chunk: bytes) -> None:
         await self._intake.write(chunk)
 
     async def write_config(self, chunk: bytes) -> None:
+        self._config = self._config or bytearray()
         self._config += chunk
         if len(self._config) > MAX_CONFIG:
             raise AdapterTooLargeError("adapter_config.json is over 1 MiB.", param="config")
@@ -72,7 +73,9 @@ class Upload:
 
     async def _receive(self, base: Base) -> Stored:
         limits = Limits(self._control.settings.max_rank, self._max_bytes)
-        return await receive(self._intake, bytes(self._config) or None, base, limits)
+        return await receive(
+            self._intake, None if self._config is None else bytes(self._config), base, limits
+        )
 
     async def _rehearse(self, name: str, base: str, region: str | None) -> None:
         """Raise what registering will raise before the bytes are kept, which then are not."""

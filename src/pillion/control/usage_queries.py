@@ -57,12 +57,17 @@ async def events(
     return Page(views, has_more=more, next=str(rows[-1].id) if more else None)
 
 
-async def as_csv(
+def as_csv(
     control: Control, who: Principal, after: str | None, adapter_id: str | None, key_id: str | None
 ) -> AsyncIterator[str]:
     """All of them, a batch at a time, with a line of titles."""
+    return _batches(control, who, page_after(after), adapter_id, key_id)
+
+
+async def _batches(
+    control: Control, who: Principal, cursor: int, adapter_id: str | None, key_id: str | None
+) -> AsyncIterator[str]:
     yield _lines([list(_SHOWN)])
-    cursor = page_after(after)
     while True:
         async with control.db.read() as tx:
             rows = await tx.usage.list(

@@ -70,6 +70,7 @@ DENIED = frozenset(
 )
 TEMPLATE_SWITCHES = frozenset({"enable_thinking", "thinking", "thinking_mode", "reasoning_effort"})
 OPENAI_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
+MAX_SALT = 256  # characters; what is made of them is kept
 MEDIA_KEYS = ("image_url", "audio_url", "video_url", "file_url")
 # What describes a schema, not content: an `image_url` in it is a property's name.
 SCHEMAS = frozenset({"tools", "functions", "response_format", "structured_outputs", "guided_json", "text"})
@@ -97,6 +98,8 @@ class BodyPolicy:
             _check_template(_value(document, "chat_template_kwargs"))
         if not self.media_urls and may_hold_urls:
             _check_media(document)
+        if "cache_salt" in document:
+            _check_salt(document)
         if path == "/v1/responses":
             document = _stateless(document)
         if path not in OPENAI_PATHS or ALLOWED.issuperset(names):
@@ -185,6 +188,12 @@ def _check_template(switches: Any) -> None:
         return
     if not isinstance(switches, dict) or not TEMPLATE_SWITCHES.issuperset(switches):
         raise _refused("chat_template_kwargs", f"may hold only {', '.join(sorted(TEMPLATE_SWITCHES))}")
+
+
+def _check_salt(document: Document) -> None:
+    salt = _value(document, "cache_salt")
+    if salt is not None and not (isinstance(salt, str) and 0 < len(salt) <= MAX_SALT):
+        raise _refused("cache_salt", f"must be a string of 1 to {MAX_SALT} characters")
 
 
 def _check_media(document: Document) -> None:
