@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+from collections import Counter
 from typing import Any, get_type_hints
 
 import msgspec
@@ -253,6 +255,32 @@ def test_of_many_the_first_that_work() -> None:
         assert chosen is not None
         assert chosen.replica.id == "r0"
     assert balance.choose(route, everywhere | {"p", "r0"}) is None
+
+
+def test_what_everybody_asks_for_comes_to_be_in_as_many_places_as_it_takes() -> None:
+    """It has half of the requests to 100 replicas: more than those that are looked at could take."""
+    draw, now, count = random.Random(1), 0.0, 100
+    balance = Balance(lambda: now, draw.random)
+    routes = Routes(make_snapshot(make_instance(1, *[make_replica(f"r{n}") for n in range(count)])))
+    route = dataclasses.replace(routes.resolve(ACME, BASE, None, 0.0), adapter=make_adapter(1))
+    cold = [dataclasses.replace(candidate, resident=False) for candidate in route.candidates]
+    route = dataclasses.replace(route, candidates=tuple(cold))
+    served: Counter[str] = Counter()
+    for request in range(40_000):
+        now = request / 200
+        others = draw.random() < 0.5
+        chosen = draw.choice(cold) if others else balance.choose(route)
+        assert chosen is not None
+        balance.begin(chosen.replica.id)
+        balance.end(chosen.replica.id)
+        served[chosen.replica.id] += request > 20_000
+        if not others and not chosen.resident:
+            there = dataclasses.replace(chosen, resident=True)
+            found = (there if candidate is chosen else candidate for candidate in route.candidates)
+            route = dataclasses.replace(
+                route, candidates=tuple(sorted(found, key=lambda other: not other.resident))
+            )
+    assert max(served.values()) < 1.6 * served.total() / count
 
 
 def test_different_models_lie_on_different_replicas() -> None:
