@@ -82,6 +82,27 @@ async def test_head_and_empty_answers(town: Town) -> None:
         assert (answer.status, await answer.read()) == (204, b"")
 
 
+async def test_answers_in_one_piece_have_lengths_of_their_own(town: Town) -> None:
+    """One head before bodies of many lengths: each answer ends where it ends."""
+    bodies = [b'"' + b"x" * length + b'"' for length in (0, 50, 7, 500, 3)]
+    waiting = list(bodies)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (await reader.readuntil(b"\r\n\r\n")) and waiting:
+            body = waiting.pop(0)
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            writer.write(head % len(body) + body)
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    raw = make_replica("raw", url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    await town.publish(town.entry, make_instance(5, raw, openai_compatible=False))
+    url = f"{town.site.url}/inference-instances/5/proxy/x"
+    for body in bodies:
+        async with town.site.client.get(url, headers={"authorization": f"Bearer {town.key}"}) as got:
+            assert (got.status, await got.read()) == (200, body)
+    server.close()
+
+
 async def test_uploads_and_downloads_stream_in_bounded_memory(town: Town) -> None:
     """192 MiB through the gateway, which holds no more than what is on the wire."""
     part, count = b"x" * 2**20, 192

@@ -61,8 +61,8 @@ class Reply(Protocol):
         ...
 
 
-def read_reply(head: ReplyHead, origin: Origin, limit: int) -> Reply:
-    """`limit`: bytes of a JSON document or of one event.
+def read_reply(head: ReplyHead, length: int | None, origin: Origin, limit: int) -> Reply:
+    """`length` of the body, where it is known. `limit`: bytes of a JSON document or of one event.
 
     Raises `NotResident` and `KeyRefusedError` where another replica may do better.
     """
@@ -80,7 +80,7 @@ def read_reply(head: ReplyHead, origin: Origin, limit: int) -> Reply:
         return _Events(status, passed, origin, limit)
     if kind == b"application/json":
         return _Document(status, passed, origin.echo, limit)
-    return _Bytes(status, passed, length_of(fields))
+    return _Bytes(status, passed, length)
 
 
 def _kind(fields: RawFields) -> bytes:
@@ -184,12 +184,6 @@ class _Bytes:
 
     def failed(self, error: PillionError) -> bytes | None:
         return None
-
-
-def length_of(fields: RawFields) -> int | None:
-    """The body's, where its head says it."""
-    given = _first(fields, b"content-length")
-    return int(given) if given.isdigit() else None
 
 
 def broken() -> StreamBrokenError:

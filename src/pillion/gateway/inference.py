@@ -254,11 +254,11 @@ class InferenceExchange:
     def proceed(self) -> None:
         """Nothing waits for it."""
 
-    def began(self, head: ReplyHead) -> None:
+    def began(self, head: ReplyHead, length: int | None) -> None:
         plan = self._plan
         assert plan is not None
         try:
-            self._reply = read_reply(head, plan.origin(self._wanted), self._in.limits.max_answer)
+            self._reply = read_reply(head, length, plan.origin(self._wanted), self._in.limits.max_answer)
             self._in.balance.answered(self._held or "")
         except NotResident:
             self._part()

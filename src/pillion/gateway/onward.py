@@ -11,7 +11,6 @@ from pillion.core.names import parse_row_id
 from pillion.core.routing import Candidate, Route
 from pillion.core.snapshot import Instance
 from pillion.gateway import headers, http
-from pillion.gateway.answers import length_of
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance
 from pillion.gateway.http import Fields, Head
@@ -97,10 +96,10 @@ class Passage:
             self._client.proceed()
             self._flow()
 
-    def began(self, head: ReplyHead) -> None:
+    def began(self, head: ReplyHead, length: int | None) -> None:
         self._begun = True
-        length = None if head.status == 204 else length_of(head.fields)
-        self._client.begin(head.status, headers.back(head.fields, self.dropped) + self._extra(), length)
+        fields = headers.back(head.fields, self.dropped) + self._extra()
+        self._client.begin(head.status, fields, None if head.status == 204 else length)
 
     def came(self, data: bytes) -> None:
         self._client.write(data)

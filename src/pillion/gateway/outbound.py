@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from pillion.gateway.outbox import Outbox
-from pillion.gateway.replies import RawFields, ReplyHead, ReplyHeads
+from pillion.gateway.replies import RawFields, ReplyHead, ReplyHeads, length_of
 
 # Shorter than the 5 s after which uvicorn, in front of every engine, closes an idle connection.
 IDLE_S = 3.0
@@ -36,8 +36,8 @@ class Asker(Protocol):
     def proceed(self) -> None:
         """Upstream said 100 Continue."""
 
-    def began(self, head: ReplyHead) -> None:
-        """The answer begins."""
+    def began(self, head: ReplyHead, length: int | None) -> None:
+        """The answer begins; its body has `length` bytes, where that is known."""
 
     def came(self, data: bytes) -> None:
         """A part of the body, still encoded."""
@@ -196,7 +196,7 @@ class Outbound(asyncio.Protocol):
             return
         if not self._told:
             self._told = True
-            asker.began(ReplyHead(self._parser.get_status_code(), self._fields))
+            asker.began(ReplyHead(self._parser.get_status_code(), self._fields), length_of(self._fields))
         if self._body and self._asker is not None:
             body, self._body = self._body, []
             asker.came(body[0] if len(body) == 1 else b"".join(body))
@@ -209,7 +209,7 @@ class Outbound(asyncio.Protocol):
         if self._sending or self._head_only or (whole := self._pool.heads.whole(data)) is None:
             return False
         head, body = whole
-        asker.began(head)
+        asker.began(head, len(body))
         if body and self._asker is not None:
             asker.came(body)
         if self._asker is not None:

@@ -19,8 +19,17 @@ _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,15})\r\n")
 _UNUSUAL = frozenset({b"connection", b"content-length", b"transfer-encoding", b"upgrade"})
 
 
+def length_of(fields: RawFields) -> int | None:
+    """The body's, where its head says it."""
+    given = next((value for name, value in fields if name == b"content-length"), b"")
+    return int(given) if given.isdigit() else None
+
+
 class ReplyHead:
-    """Names of `fields` are lower case. It is not to be changed, but what is worked out from it may be `kept` on it."""
+    """Names of `fields` are lower case. It is not to be changed, but what is worked out from it may be `kept` on it.
+
+    Where many answers share it, the length of their bodies is none of its fields.
+    """
 
     __slots__ = ("fields", "kept", "status")
 
@@ -67,4 +76,6 @@ def _read(raw: bytes) -> ReplyHead | None:
         return None
     fields = [(name.lower(), value.rstrip(b" \t")) for name, value in _FIELD.findall(found[1])]
     framing = [name for name, _ in fields if name in _UNUSUAL]
-    return ReplyHead(200, fields) if framing == [b"content-length"] else None
+    if framing != [b"content-length"]:
+        return None
+    return ReplyHead(200, [(name, value) for name, value in fields if name != b"content-length"])
