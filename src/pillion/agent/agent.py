@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,6 +26,7 @@ from pillion.agent.permitted import Permitted
 from pillion.agent.processes import Processes
 from pillion.agent.residents import Fetch, Residents
 from pillion.agent.supervisor import Supervisor, Timing
+from pillion.agent.tidy import Tidy
 from pillion.core.permits import PermitRefusedError, Terms, check, opened
 from pillion.core.replica import AgentRecord, Grant, ReplicaSpec, Residency
 from pillion.engines.driver import EngineDriver, Launch, slots
@@ -73,6 +76,7 @@ class Agent:
             parts.timing,
             parts.processes,
         )
+        self._tidy = Tidy(home, Path(spec.cache_dir), spec.cache_bytes, time.time)
         self._stopped = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,6 +90,7 @@ class Agent:
         self._tasks = [
             asyncio.create_task(self._residents.run()),
             asyncio.create_task(self._permitted.run()),
+            asyncio.create_task(self._tidy.run()),
             asyncio.create_task(self._supervisor.run()),
         ]
         stopped = asyncio.create_task(self._stopped.wait())

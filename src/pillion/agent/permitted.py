@@ -17,6 +17,12 @@ class _Kept(msgspec.Struct, frozen=True):
     entries: tuple[GrantEntry, ...]
 
 
+def kept(home: Home) -> tuple[GrantEntry, ...]:
+    """What is on disk."""
+    found = home.read(FILE, _Kept)
+    return found.entries if found is not None else ()
+
+
 class Permitted:
     """The entries that are to be here because they were asked for, until they are evicted or dropped.
 
@@ -25,8 +31,7 @@ class Permitted:
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        kept = home.read(FILE, _Kept)
-        self._entries = {entry.engine_name: entry for entry in kept.entries} if kept else {}
+        self._entries = {entry.engine_name: entry for entry in kept(home)}
         self._changed = asyncio.Event()
 
     @property

@@ -1,7 +1,7 @@
 """Adapters on a node: copied from the store by digest, checked, and kept (for agents).
 
 <cache_dir>/<digest>/adapter_model.safetensors, adapter_config.json
-<cache_dir>/<digest>.checked     what the two files looked like when their digest was last computed
+<cache_dir>/<digest>.checked     what the two files looked like when their digest was last computed; touched at each use
 <cache_dir>/<digest>.lock        held by who is fetching
 """
 
@@ -38,14 +38,20 @@ async def fetch(store_url: str, digest: str, cache_dir: Path) -> Path:
     return await asyncio.to_thread(_fetch, ArtifactStore(store_url), digest, cache_dir)
 
 
+def mark_of(copy: Path) -> Path:
+    """The file beside a copy that says that it was checked, and by its time when it was last used."""
+    return copy.with_name(f"{copy.name}.checked")
+
+
 def _fetch(store: ArtifactStore, digest: str, cache_dir: Path) -> Path:
     source = store.path(digest)  # checks the digest's form before it becomes part of a path
-    target, mark = cache_dir / digest, cache_dir / f"{digest}.checked"
-    if _is_checked(target, mark):
+    target = cache_dir / digest
+    mark = mark_of(target)
+    if _is_used(target, mark):
         return target
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(cache_dir / f"{digest}.lock"):
-        if _is_checked(target, mark):
+    with locked(cache_dir / f"{digest}.lock"):
+        if _is_used(target, mark):
             return target
         if not _is_intact(target, digest):
             source = store.find(digest)
@@ -86,9 +92,12 @@ def _is_intact(directory: Path, digest: str) -> bool:
         return False
 
 
-def _is_checked(directory: Path, mark: Path) -> bool:
+def _is_used(directory: Path, mark: Path) -> bool:
+    """Whether it is there and checked; then it counts as used now, and is not cleared away for a while."""
     with suppress(FileNotFoundError, ValueError):
-        return bool(json.loads(mark.read_bytes()) == _look(directory))
+        if json.loads(mark.read_bytes()) == _look(directory):
+            os.utime(mark)
+            return True
     return False
 
 
@@ -110,7 +119,22 @@ def _write_mark(mark: Path, look: list[object]) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def locked(path: Path, *, wait: bool = True) -> Iterator[Path | None]:
+    """Holds the lock at `path`, and gives it; None where `wait` is false and another has it. Who holds it may remove it."""
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield None
+                return
+            if _is_at(path, file.fileno()):
+                yield path
+                return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is still the one at `path`: its holder before may have removed it."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    return False

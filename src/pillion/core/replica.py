@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+CACHE_BYTES = 50 * 2**30
 Stage = Literal[
     "starting", "pulling", "loading", "warming", "ready", "restarting", "failed", "stopping", "stopped"
 ]
@@ -58,7 +59,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
 
     `agent_token` opens the agent's own API, `load_key` of that only the asking for loads. `infer_key` can only infer on
     the engine, `engine_key` alone loads and unloads (SPEC §9). `artifacts` is the artifact store's URL, `cache_dir` the
-    node's cache by digest.
+    node's cache by digest, which is to have `cache_bytes` at most.
     """
 
     id: str
@@ -70,6 +71,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     cache_dir: str
     host: str = "127.0.0.1"
     load_key: str = ""
+    cache_bytes: int = CACHE_BYTES
 
 
 class AgentRecord(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from pillion.core.errors import NotFoundError
-from pillion.core.replica import GroupSpec, Replica, ReplicaSpec
+from pillion.core.replica import CACHE_BYTES, GroupSpec, Replica, ReplicaSpec
 from pillion.fleet.directory import ReplicaDirectory, create, last_lines, read, remove
 
 DRAIN_S = 30.0
@@ -31,7 +31,8 @@ log = structlog.get_logger(__name__)
 class LocalProvisioner:
     """The replicas of one region under `data_dir`: `<data_dir>/replicas/<id>`, one agent each.
 
-    `argv_prefix` starts an agent. `artifacts_url` is the store they fetch from. Ending a replica drains it for
+    `argv_prefix` starts an agent. `artifacts_url` is the store they fetch from;
+    their copies take `cache_bytes` at most. Ending a replica drains it for
     `drain_s` at most. `choice` picks from a secure source.
     """
 
@@ -43,6 +44,7 @@ class LocalProvisioner:
         argv_prefix: Sequence[str] = AGENT,
         *,
         drain_s: float = DRAIN_S,
+        cache_bytes: int = CACHE_BYTES,
         choice: Callable[[str], str] = secrets.choice,
         token: Callable[[], str] = secrets.token_urlsafe,
     ) -> None:
@@ -50,6 +52,7 @@ class LocalProvisioner:
         self._kept = data_dir.absolute() / "logs"
         self._cache = data_dir.absolute() / "cache" / "adapters"
         self._region, self._artifacts, self._command = region, artifacts_url, tuple(argv_prefix)
+        self._cache_bytes = cache_bytes
         self._drain_s, self._choice, self._token = drain_s, choice, token
         self._known: dict[str, ReplicaDirectory] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}
@@ -123,6 +126,7 @@ class LocalProvisioner:
             artifacts=self._artifacts,
             cache_dir=str(self._cache),
             load_key=self._token(),
+            cache_bytes=self._cache_bytes,
         )
         made = ReplicaDirectory(create(self._root, spec), spec, self._command)
         self._known[spec.id] = made

@@ -18,6 +18,7 @@ from pillion.core.errors import InvalidRequestError
 from pillion.core.launch import MAX_ADAPTERS
 from pillion.core.money import MAX_HOURLY, decimal, micros
 from pillion.core.names import is_name
+from pillion.core.replica import CACHE_BYTES
 from pillion.core.tiers import CAPS, Caps, Tier, Turns
 
 ENVIRONMENT_PREFIX = "PILLION_"
@@ -33,7 +34,10 @@ class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Artifacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`cache_gib`: what copies of adapters may take on a node."""
+
     url: str = ""
+    cache_gib: Annotated[float, msgspec.Meta(ge=0)] = CACHE_BYTES / 2**30
 
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]

@@ -128,7 +128,12 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
         publisher=Publisher(pepper, time.time, secrets.token_hex(8)),
         provider=_provider(config),
         provisioners={
-            region.name: LocalProvisioner(config.data_dir, region.name, config.artifacts_url)
+            region.name: LocalProvisioner(
+                config.data_dir,
+                region.name,
+                config.artifacts_url,
+                cache_bytes=int(config.artifacts.cache_gib * 2**30),
+            )
             for region in config.catalogue().regions
         },
     )
