@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from pillion.core.errors import ConflictError, InvalidRequestError, UnavailableError
 from pillion.store.migrations import upgrade
 from pillion.store.rows import SnapshotRows
+from pillion.store.sqlite import connect
 from pillion.store.transaction import Tx
 
 WAIT_S = 10.0  # for a connection, and in SQLite for another process's write
@@ -114,9 +115,15 @@ def _parse(url: str) -> sa.URL:
 
 
 def _sqlite(url: sa.URL) -> tuple[AsyncEngine, AsyncEngine]:
-    Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
-    write = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=WAIT_S)
-    read = create_async_engine(url, pool_size=READERS, max_overflow=0, pool_timeout=WAIT_S)
+    path = Path(url.database or "")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {
+        "max_overflow": 0,
+        "pool_timeout": WAIT_S,
+        "async_creator": lambda: connect(path, WAIT_S),
+    }
+    write = create_async_engine(url, pool_size=1, **options)
+    read = create_async_engine(url, pool_size=READERS, **options)
     _on_connect(write, ())
     _on_connect(read, ("PRAGMA query_only=ON",))
     # IMMEDIATE takes the write lock at once: who reads first cannot fail when it comes to write.
@@ -127,20 +134,18 @@ def _sqlite(url: sa.URL) -> tuple[AsyncEngine, AsyncEngine]:
 
 def _on_connect(engine: AsyncEngine, extra: tuple[str, ...]) -> None:
     pragmas = (
-        f"PRAGMA busy_timeout={int(WAIT_S * 1000)}",
         "PRAGMA journal_mode=WAL",
         "PRAGMA foreign_keys=ON",
         *extra,
     )
 
-    def connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver shall not begin transactions of its own
+    def connected(connection: Any, _record: object) -> None:
         cursor = connection.cursor()
         for pragma in pragmas:
             cursor.execute(pragma)
         cursor.close()
 
-    sa.event.listen(engine.sync_engine, "connect", connect)
+    sa.event.listen(engine.sync_engine, "connect", connected)
 
 
 def _postgres(url: sa.URL) -> tuple[AsyncEngine, AsyncEngine]:

@@ -31,9 +31,12 @@ class Ledger:
 
     async def lock(self, account: str) -> Wallet:
         """The wallet, nobody else's to write until the transaction ends."""
+        statement = sa.select(wallets).where(owned(wallets, account)).with_for_update()
+        found = await self._session.one(statement, Wallet)
+        if found is not None:
+            return found
         made = self._session.insert(wallets).values(account_id=account, available=0, held=0, leased=0, owed=0)
         await self._session.run(made.on_conflict_do_nothing(index_elements=["account_id"]))
-        statement = sa.select(wallets).where(owned(wallets, account)).with_for_update()
         found = await self._session.one(statement, Wallet)
         assert found is not None
         return found

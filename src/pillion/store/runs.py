@@ -57,6 +57,8 @@ class Runs:
 
     async def begin(self, rows: Collection[Mapping[str, Any]]) -> None:
         """Those whose instance is still wanted; that stays so until the transaction ends."""
+        if not rows:
+            return
         ids = {row["instance_id"] for row in rows}
         statement = sa.select(instances.c.id).where(instances.c.id.in_(ids), instances.c.wanted == "running")
         wanted = set((await self._session.run(statement.with_for_update(read=True))).scalars())
