@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import io
 import pickle
@@ -151,6 +152,19 @@ class TestUpload:
             "config": ("", b""),
         }  # as browsers send what was not chosen
         found(await site.a.manage.post("/v1/adapters/upload", data=data, files=chosen))
+
+    @pytest.mark.parametrize("where", ["HashingWriter.write", "HashingWriter.finish", "tempfile.mkdtemp"])
+    async def test_a_full_disk(self, site: Site, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(f"pillion.artifacts.store.{where}", full)
+        answer = await site.a.upload("mine")
+        assert "artifact store" in refused(answer, 503, "storage_full")["message"]
+        assert int(answer.headers["retry-after"]) > 0
+        monkeypatch.undo()
+        assert kept(site) == set()
+        await site.a.adapter("mine")
 
     async def test_a_config_that_is_too_large(self, site: Site) -> None:
         refused(await site.a.upload("mine", config=b" " * ((1 << 20) + 1)), 413, "adapter_too_large")

@@ -45,7 +45,7 @@ async def test_bytes_that_came_again_are_young(site: Site) -> None:
     assert path.exists()
 
 
-async def test_receptions_that_broke_off_go_after_a_day(site: Site) -> None:
+async def test_receptions_that_broke_off_go_after_a_while(site: Site) -> None:
     incoming = site.control.artifacts.open_incoming()
     (incoming / "upload").write_bytes(b"x")
     await leftovers.clear(site.control)

@@ -163,6 +163,9 @@ class TestModels:
         refused(await site.a.post("/v1/instances", body), 400, "invalid_request")
         adapter = await site.a.adapter("mine", base="own")
         assert adapter["base_model"] == "own"
+        place = root / "m"
+        (place / "model.safetensors").symlink_to(site.world.root)  # since it was registered
+        refused(await site.a.post("/v1/instances", {"model": "own"}), 400, "invalid_request")
         refused(await site.a.delete("/v1/registered-models/own"), 409, "conflict")
 
     async def test_no_path_leads_out_of_ones_root(self, site: Site) -> None:

@@ -69,6 +69,9 @@ def test_a_path_under_its_root(tmp_path: Path) -> None:
     assert check_under_root("a/../a/b", root) == inside
     (root / "link").symlink_to(inside)
     assert check_under_root("link", root) == inside
+    (root / "blob").write_bytes(b"x")
+    (inside / "model.safetensors").symlink_to(root / "blob")  # as the hub's cache has them
+    assert check_under_root("a/b", root) == inside
 
 
 def test_paths_that_leave_their_root(tmp_path: Path) -> None:
@@ -80,12 +83,19 @@ def test_paths_that_leave_their_root(tmp_path: Path) -> None:
     (root / "loop").symlink_to(root / "loop")
     (root / "half").mkdir()
     (root / "half" / "config.json").symlink_to(outside / "config.json")
+    for name, target in (("file", "config.json"), ("folder", "."), ("deep", "config.json"), ("none", "none")):
+        (model(root / f"links-{name}") / "x").mkdir()
+        (root / f"links-{name}" / ("x/y" if name == "deep" else "y")).symlink_to(outside / target)
     for path in (
         "../outside",
         str(outside),
         "link",
         "loop",
         "half",
+        "links-file",
+        "links-folder",
+        "links-deep",
+        "links-none",
         "missing",
         "../root-2",
         ".",

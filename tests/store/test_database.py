@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from pillion.core.errors import InvalidRequestError, UnavailableError
+from pillion.core.errors import InvalidRequestError, StorageFullError, UnavailableError
 from pillion.store.database import Database
 from tests.postgres import Cluster
 from tests.store.conftest import NOW, two_accounts
@@ -87,6 +87,24 @@ async def test_text_that_databases_dislike(database: Database) -> None:
         assert await tx.accounts.by_name("\x00") is None
         (event,) = await tx.events.list("acc_a")
     assert (event.subject, event.detail) == ("a\ufffdb?c", {"x\x00": "\ud800"})
+
+
+async def test_a_full_disk_keeps_nothing(tmp_path: Path) -> None:
+    database = Database.open(f"sqlite:///{tmp_path}/x.db")
+    await database.migrate()
+    async with database._write.connect() as connection:  # the one that writes
+        await connection.exec_driver_sql("PRAGMA max_page_count=1")  # as it is: no page more
+
+    async def many() -> None:
+        async with database.transaction() as tx:
+            for number in range(1000):
+                await tx.accounts.create(f"acc_{number}", name=f"name-{number}" + "x" * 500, now=NOW)
+
+    with pytest.raises(StorageFullError, match="The disk of the database is full: nothing was kept"):
+        await many()
+    async with database.read() as tx:
+        assert await tx.accounts.count() == 0
+    await database.close()
 
 
 async def test_postgres_that_is_away(tmp_path: Path) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from pillion.core.errors import AdapterTooLargeError
+from pillion.core.errors import AdapterTooLargeError, StorageFullError
 
 CHUNK = 2**20
 
@@ -63,6 +64,17 @@ def too_large(limit: int) -> AdapterTooLargeError:
     return AdapterTooLargeError(
         f"The adapter is larger than {limit / 1e6:g} MB, the most that is accepted.", param="file"
     )
+
+
+@contextmanager
+def room() -> Iterator[None]:
+    """Raises `StorageFullError` where there is none for what is written inside."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError("the artifact store") from error
+        raise
 
 
 def chunks(path: Path) -> Iterator[bytes]:

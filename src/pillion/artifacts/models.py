@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +73,18 @@ def check_under_root(path: str, root: Path) -> Path:
         resolved = (root / path).resolve(strict=True)
         config = (resolved / "config.json").resolve(strict=True)
         top = root.resolve(strict=True)
+        inside = all(path.resolve().is_relative_to(top) for path in _links(resolved))
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise refused from error
-    if not (resolved.is_relative_to(top) and config.is_relative_to(top) and config.is_file()):
+    if not (inside and resolved.is_relative_to(top) and config.is_relative_to(top) and config.is_file()):
         raise refused
     return resolved
+
+
+def _links(directory: Path) -> Iterator[Path]:
+    """Every link in it, at any depth: an engine would follow them. Links to directories are not entered."""
+    for folder, folders, files in os.walk(directory):
+        yield from (path for name in (*folders, *files) if (path := Path(folder, name)).is_symlink())
 
 
 async def base_config(source: str, cache_dir: Path, hub: Hub | None = None) -> dict[str, Any]:

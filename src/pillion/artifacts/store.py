@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from pillion.artifacts.files import CHUNK, HashingWriter, Written, sync_directory, too_large
+from pillion.artifacts.files import CHUNK, HashingWriter, Written, room, sync_directory, too_large
 from pillion.core.adapters.digest import is_digest
 from pillion.core.errors import ArtifactMissingError
 
@@ -179,11 +179,13 @@ class Intake:
         thread."""
         running = asyncio.ensure_future(asyncio.to_thread(work))
         self._running = running
-        return await asyncio.shield(running)
+        with room():
+            return await asyncio.shield(running)
 
     async def __aenter__(self) -> Intake:
-        self.directory = await asyncio.to_thread(self._store.open_incoming)
-        self._writer = HashingWriter(self.upload, self._limit)
+        with room():
+            self.directory = await asyncio.to_thread(self._store.open_incoming)
+            self._writer = HashingWriter(self.upload, self._limit)
         return self
 
     async def __aexit__(
@@ -191,7 +193,8 @@ class Intake:
     ) -> None:
         if self._running is not None:
             await asyncio.gather(self._running, return_exceptions=True)
-        self._writer.close()
+        with suppress(OSError):  # what the disk had no room for is not wanted any more
+            self._writer.close()
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
     async def _flush(self) -> None:

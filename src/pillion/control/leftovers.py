@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 EVERY_S = 3600.0
 GRACE_S = 3600.0  # much longer than from bytes in the store to their row in the database
-RECEIVING_S = 86400.0
+RECEIVING_S = 3600.0  # without a byte: what is under way is cut off long before
 BATCH = 1000  # rows at a time: others want to write too
 
 

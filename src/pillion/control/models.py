@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from pillion.artifacts import models as sources
 from pillion.control.context import Control
@@ -73,8 +74,7 @@ async def register(
     if kind == "embedding" and lora:
         raise InvalidRequestError("embedding models never take LoRA; send lora: false.", param="lora")
     if source.startswith("path:"):
-        root = control.settings.models_root / who.account
-        found = await asyncio.to_thread(sources.check_under_root, source.removeprefix("path:"), root)
+        found = await asyncio.to_thread(_under_root, control, who, source)
         source, region = f"path:{found}", region or control.catalogue.regions[0].name
     else:
         sources.parse_source(source)
@@ -107,7 +107,13 @@ async def launchable(control: Control, who: Principal, name: str) -> tuple[Catal
             f"there is no model {name[:80]!r}; GET /v1/catalog lists what can be launched.",
             code="model_not_found",
         )
+    if row.source.startswith("path:"):  # what lies there now, whatever lay there when it was registered
+        await asyncio.to_thread(_under_root, control, who, row.source)
     return CatalogueModel(row.name, row.source, row.kind, lora=row.lora), row.region
+
+
+def _under_root(control: Control, who: Principal, source: str) -> Path:
+    return sources.check_under_root(source.removeprefix("path:"), control.settings.models_root / who.account)
 
 
 def _view(row: RegisteredModel) -> ModelView:

@@ -187,6 +187,15 @@ class NoRoomError(UnavailableError):
     code = "instance_at_capacity"
 
 
+class StorageFullError(UnavailableError):
+    """No room for what was to be kept: nothing of it was. Trying again helps once the operator has made room."""
+
+    code = "storage_full"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"The disk of {what} is full: nothing was kept. Ask the operator.", retry_after=30.0)
+
+
 def account_suspended() -> AccountSuspendedError:
     return AccountSuspendedError("This account is suspended; ask the operator why.")
 

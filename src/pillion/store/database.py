@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from pillion.core.errors import ConflictError, InvalidRequestError, UnavailableError
+from pillion.core.errors import ConflictError, InvalidRequestError, StorageFullError, UnavailableError
 from pillion.store.migrations import upgrade
 from pillion.store.rows import SnapshotRows
 from pillion.store.sqlite import connect
@@ -59,7 +60,8 @@ class Database:
     async def transaction(self) -> AsyncIterator[Tx]:
         """For writes: commits at the end, rolls back on an error. No network call inside.
 
-        Raises UnavailableError where there is no connection to be had: nothing was done then.
+        Raises UnavailableError where there is no connection to be had, StorageFullError where there is no room: nothing
+        was done then.
         """
         async with _begin(self._write) as connection:
             yield Tx(connection)
@@ -82,12 +84,23 @@ class Database:
 
 @asynccontextmanager
 async def _begin(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    async with AsyncExitStack() as stack:
-        try:
-            connection = await stack.enter_async_context(engine.begin())
-        except (OSError, DBAPIError, PoolTimeoutError) as error:
-            raise _unavailable(error) from error
-        yield connection
+    try:
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(engine.begin())
+            except (OSError, DBAPIError, PoolTimeoutError) as error:
+                raise _unavailable(error) from error
+            yield connection
+    except DBAPIError as error:
+        if _is_full(error):
+            raise StorageFullError("the database") from error
+        raise
+
+
+def _is_full(error: DBAPIError) -> bool:
+    """Whether the database found no room on its disk."""
+    sqlite, postgres = getattr(error.orig, "sqlite_errorcode", None), getattr(error.orig, "sqlstate", None)
+    return sqlite == sqlite3.SQLITE_FULL or postgres == "53100"
 
 
 def _unavailable(error: Exception) -> UnavailableError:
