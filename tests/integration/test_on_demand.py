@@ -18,6 +18,7 @@ from pillion.sdk.errors import NotFoundError, PillionAPIError
 from pillion.sdk.types import Adapter
 
 from .site import Site, adapter_file, ask, running, tag, until
+from .traffic import traffic
 
 FULL = bool(os.environ.get("PILLION_TEST_FULL"))
 
@@ -142,6 +143,24 @@ def test_unload_gives_up_the_hold_and_the_next_request_loads_again(
     for thread in threads:
         thread.join()
     assert failed.keys() == {"served"}
+
+
+def test_a_new_version_of_what_came_on_demand_is_live_at_once_and_fails_no_request(
+    client: Pillion, on_demand: int, tmp_path: Path
+) -> None:
+    """It must be resident nowhere: the next request loads it, the old one leaves when its requests have ended."""
+    [adapter] = uploaded(client, tmp_path, 1)
+    model, told = adapter.aliases[0], [tag(adapter.digest)]
+    assert said(served(client, adapter)) == told[0]
+    with traffic(client, [model], each=4) as asked:
+        for seed in range(50, 60 if FULL else 54):
+            asked.goes_on(model)
+            version = client.adapters.add_version(adapter.id, adapter_file(tmp_path, seed))
+            assert version.state == "live"
+            told.append(tag(version.digest))
+            assert ask(client, model) == told[-1]
+        asked.goes_on(model)
+    assert set(asked.answers[model]) == set(told)
 
 
 def test_off_it_stays_an_error_that_says_what_to_do(site: Site, client: Pillion, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 from pillion.artifacts.receive import Stored, receive
 from pillion.artifacts.store import Intake
@@ -63,9 +64,11 @@ class Upload:
         self._check_file()
         stored = await self._receive(await bases.base_of(control, who, row.base_model))
         async with control.db.transaction() as tx:
-            made = await versions.add(control, tx, who, row, stored, {"upload": True}, live)
+            view, new = await versions.add(control, tx, who, row, stored, {"upload": True}, live)
         control.changes.notify()
-        return made
+        if view.live:  # it must be resident nowhere
+            view = replace(view, unacknowledged=await control.controller.published())
+        return view, new
 
     def _check_file(self) -> None:
         if not self._intake.size:

@@ -44,7 +44,7 @@ def save(report: Report, path: Path) -> None:
         values = [report.policies[name].ttft_ms[which] for name in names]
         bars = right.bar([n + shift for n in range(len(names))], values, 0.4, label=which)
         right.bar_label(bars, fmt="{:.0f}")
-    right.set(ylabel="time to first token, ms")
+    right.set(ylabel="time to first token, ms", yscale="log")
     right.margins(y=0.2)
     right.set_xticks(range(len(names)), names)
     right.legend(fontsize="small")
