@@ -6,7 +6,7 @@ What cannot be served is an error. It is never answered by the base or by anothe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,7 +14,6 @@ from typing import Any, Literal
 import msgspec
 
 from pillion.core import names
-from pillion.core.choice import rank
 from pillion.core.errors import (
     AdapterLoadingError,
     AdapterNotDeployedError,
@@ -26,30 +25,33 @@ from pillion.core.errors import (
     UnavailableError,
     model_not_found,
 )
-from pillion.core.snapshot import Adapter, Delta, Instance, Key, Model, Replica, Snapshot
+from pillion.core.snapshot import (
+    Adapter,
+    Delta,
+    Instance,
+    Key,
+    Model,
+    Replica,
+    Snapshot,
+    same_but_resident,
+    with_replicas,
+)
+from pillion.core.standing import Candidate, Standing
+
+__all__ = ["ADAPTER_HEADER", "Candidate", "Changed", "Route", "Routes", "adapter_loading", "may_load"]
 
 ADAPTER_HEADER = "x-pillion-adapter-id"
 MAX_MODEL_LENGTH = 200
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A ready replica that may answer. `tier` 0 is the account's own, 1 a shared pool: lower ones first.
-
-    Where not `resident`, the adapter has to be loaded on demand before it can be asked.
-    """
-
-    instance: Instance
-    replica: Replica
-    tier: int
-    resident: bool = True
+_Where = tuple[str | None, str]  # an owner, and a base
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a request may go. `echo` is the client's own string.
 
-    `candidates`, at least one: lower tiers first, there those that have it, then as ranked for this account and adapter.
+    `candidates`, at least one: lower tiers first, there those that have it, then the first of those that would have to load
+    it; each as ranked for this account and adapter.
     `canary` goes to the adapter's other version, where that is resident anywhere.
     """
 
@@ -103,7 +105,7 @@ class _Owned:
     by_name: dict[str, list[Adapter]] = field(default_factory=lambda: defaultdict(list))
     by_label: dict[str, list[Adapter]] = field(default_factory=lambda: defaultdict(list))
     models: dict[str, Model] = field(default_factory=dict)
-    instances: dict[str, list[Instance]] = field(default_factory=dict)
+    standing: dict[str, Standing] = field(default_factory=dict)
 
     def add(self, adapter: Adapter) -> None:
         self.by_id[adapter.id] = adapter
@@ -111,6 +113,19 @@ class _Owned:
         self.by_name[adapter.name].append(adapter)
         for label in dict.fromkeys(adapter.labels):
             self.by_label[label].append(adapter)
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What a delta from version `since` may have changed of routes: those of these accounts, bases and engine names, or
+    `everything`.
+    """
+
+    since: int
+    accounts: frozenset[str] = frozenset()
+    bases: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    everything: bool = False
 
 
 class Routes:
@@ -121,6 +136,7 @@ class Routes:
         self.made_at = snapshot.made_at
         self.pepper = snapshot.pepper
         self.epoch = snapshot.epoch
+        self.changed: Changed | None = None
         self._keys = snapshot.keys
         self._models = snapshot.models
         self._instances = {instance.id: instance for instance in snapshot.instances}
@@ -129,7 +145,8 @@ class Routes:
             owned[adapter.account].add(adapter)
         self._owned: dict[str | None, _Owned] = dict(owned)
         self._nothing = _Owned()
-        self._shelve()
+        self._shelve_models()
+        self._stand({(instance.account, instance.model) for instance in snapshot.instances}, {})
 
     def patched(self, delta: Delta) -> Routes:
         """These with a change. Costs what changed, and a copy of the tables by account and by key.
@@ -141,17 +158,71 @@ class Routes:
         made = copy(self)
         made.version, made.made_at = delta.version, delta.made_at
         if delta.keys:
-            keys = {**self._keys, **delta.keys}
-            made._keys = {lookup: key for lookup, key in keys.items() if key is not None}
+            made._keys = dict(self._keys)
+            for lookup, key in delta.keys.items():
+                if key is None:
+                    made._keys.pop(lookup, None)
+                else:
+                    made._keys[lookup] = key
         if delta.adapters or delta.gone_adapters:
             made._change(delta)
-        if delta.models is not None or delta.instances or delta.gone_instances:
-            made._models = self._models if delta.models is None else delta.models
-            made._instances = {**self._instances, **{i.id: i for i in delta.instances}}
-            for gone in delta.gone_instances:
-                made._instances.pop(gone, None)
-            made._shelve()
+        if delta.models is not None:
+            made._models = delta.models
+            made._shelve_models()
+        bases, names = made._move(delta)
+        accounts = {account for account, _ in delta.gone_adapters} | {a.account for a in delta.adapters}
+        made.changed = Changed(
+            self.version, frozenset(accounts), bases, names, everything=delta.models is not None
+        )
         return made
+
+    def _move(self, delta: Delta) -> tuple[frozenset[str], frozenset[str]]:
+        """Instances and replicas. Bases of which others may answer now, and engine names that are elsewhere now."""
+        if not (delta.instances or delta.gone_instances or delta.replicas):
+            return frozenset(), frozenset()
+        before, self._instances = self._instances, dict(self._instances)
+        for gone in delta.gone_instances:
+            self._instances.pop(gone, None)
+        self._instances |= {instance.id: instance for instance in delta.instances}
+        told = {*delta.gone_instances, *(instance.id for instance in delta.instances)}
+        of = (one for id in told for one in (before.get(id), self._instances.get(id)) if one is not None)
+        anew: set[_Where] = {(instance.account, instance.model) for instance in of}
+        moved: dict[_Where, dict[str, Replica]] = defaultdict(dict)
+        names: set[str] = set()
+        for id, replicas in delta.replicas_by_instance.items():
+            instance = self._instances[id]
+            self._instances[id] = with_replicas(instance, replicas)
+            where = instance.account, instance.model
+            for old in instance.replicas:
+                if (new := replicas.get(old.id)) is None:
+                    continue
+                if same_but_resident(old, new):
+                    names |= old.resident ^ new.resident
+                    moved[where][new.id] = new
+                else:
+                    anew.add(where)
+        self._stand(anew, moved)
+        return frozenset(model for _, model in anew), frozenset(names)
+
+    def _stand(self, anew: Collection[_Where], moved: Mapping[_Where, Mapping[str, Replica]]) -> None:
+        """Puts instances with their owners. What others of these share is replaced, never written to."""
+        found: dict[_Where, list[Instance]] = {where: [] for where in anew}
+        for id in sorted(self._instances) if anew else ():
+            instance = self._instances[id]
+            if (where := (instance.account, instance.model)) in found:
+                found[where].append(instance)
+        self._owned = dict(self._owned)
+        for owner, model in {*anew, *moved}:
+            owned = self._owned.get(owner, self._nothing)
+            standing, before = dict(owned.standing), owned.standing.get(model)
+            if (instances := found.get((owner, model))) is not None:
+                standing[model] = Standing(instances, before)
+                if not instances:
+                    del standing[model]
+            elif before is not None:
+                instances = [self._instances[instance.id] for instance in before.instances]
+                standing[model] = before.moved(instances, moved[owner, model])
+            self._owned[owner] = replace(owned, standing=standing)
 
     def _change(self, delta: Delta) -> None:
         """Adapters that are new, other or gone: the accounts they are or were of are indexed anew."""
@@ -163,27 +234,22 @@ class Routes:
         self._owned = dict(self._owned)
         for account, rows in moved.items():
             owned = self._owned.get(account, self._nothing)
-            anew = _Owned(models=owned.models, instances=owned.instances)
+            anew = _Owned(models=owned.models, standing=owned.standing)
             for now in {**owned.by_row, **rows}.values():
                 if now is not None:
                     anew.add(now)
             self._owned[account] = anew
 
-    def _shelve(self) -> None:
-        """Puts models and instances with their owners. What others of these share is replaced, never written to."""
+    def _shelve_models(self) -> None:
+        """Puts models with their owners."""
         models: dict[str | None, dict[str, Model]] = defaultdict(dict)
-        instances: dict[str | None, dict[str, list[Instance]]] = defaultdict(lambda: defaultdict(list))
         for model in self._models:
             models[model.account][model.name] = model
-        for _, instance in sorted(self._instances.items()):
-            instances[instance.account][instance.model].append(instance)
-        before = {account for account, owned in self._owned.items() if owned.models or owned.instances}
+        before = {account for account, owned in self._owned.items() if owned.models}
         self._owned = dict(self._owned)
-        for account in before | models.keys() | instances.keys():
+        for account in before | models.keys():
             owned = self._owned.get(account, self._nothing)
-            self._owned[account] = replace(
-                owned, models=models.get(account, {}), instances=instances.get(account, {})
-            )
+            self._owned[account] = replace(owned, models=models.get(account, {}))
 
     def key(self, lookup: str) -> Key | None:
         return self._keys.get(lookup)
@@ -229,20 +295,21 @@ class Routes:
 
     def _model_names(self, account: str) -> set[str]:
         mine, shared = self._of(account), self._of(None)
-        return {*mine.models, *shared.models, *mine.instances, *shared.instances}
+        return {*mine.models, *shared.models, *mine.standing, *shared.standing}
 
     def _model_owner(self, account: str, name: str) -> str | None:
         return account if name in self._of(account).models else None
 
     def _knows_model(self, account: str, name: str) -> bool:
-        return any(name in o.models or name in o.instances for o in (self._of(account), self._of(None)))
+        return any(name in o.models or name in o.standing for o in (self._of(account), self._of(None)))
 
-    def _visible(self, account: str, model: str) -> list[Instance]:
-        """Instances of the model, own ones first. Reading a defaultdict through `get` leaves it as it is."""
-        return [i for o in (self._of(account), self._of(None)) for i in o.instances.get(model, ())]
+    def _standing(self, account: str, model: str) -> list[Standing]:
+        """The account's own first, then the pools'."""
+        owned = (self._of(account), self._of(None))
+        return [found for one in owned if (found := one.standing.get(model)) is not None]
 
     def _speaking(self, account: str, model: str) -> list[Instance]:
-        return [i for i in self._visible(account, model) if i.openai_compatible]
+        return [i for standing in self._standing(account, model) for i in standing.speaking]
 
     def _target(self, account: str, model: str) -> _Target:
         parsed = names.parse_model(model)
@@ -310,11 +377,8 @@ class Routes:
         else:
             candidates = self._adapter_candidates(account, target.adapter, target.instance, now)
         kind: Literal["base", "adapter"] = "base" if target.adapter is None else "adapter"
-        wanted = f"{account}/{target.base if target.adapter is None else target.adapter.id}"
-        ranked = rank(wanted, candidates, lambda candidate: candidate.replica.id)
-        tiers = tuple(sorted(ranked, key=lambda candidate: (candidate.tier, not candidate.resident)))
         canary = self._canary(account, target, echo, now)
-        return Route(kind, account, echo, target.base, target.adapter, tiers, canary)
+        return Route(kind, account, echo, target.base, target.adapter, candidates, canary)
 
     def _canary(self, account: str, target: _Target, echo: str, now: float) -> Route | None:
         adapter = target.adapter
@@ -333,13 +397,14 @@ class Routes:
             return None
 
     def _base_candidates(self, account: str, target: _Target, echo: str) -> tuple[Candidate, ...]:
-        instances = self._visible(account, target.base) if target.instance is None else [target.instance]
+        standing, only = self._standing(account, target.base), target.instance
+        instances = [i for one in standing for i in one.instances] if only is None else [only]
         if not instances:
             raise _runs_nowhere(target.base)
-        speaking = [instance for instance in instances if instance.openai_compatible]
-        if not speaking:
+        if not any(instance.openai_compatible for instance in instances):
             raise _speaks_no_openai(instances[0])
-        ready = _ready(speaking, region=None)
+        affinity, id = f"{account}/{target.base}", None if only is None else only.id
+        ready = tuple(candidate for one in standing for candidate in one.everyone(affinity, id))
         if not ready:
             raise _nobody_ready(f"of '{echo}'")
         return ready
@@ -351,15 +416,20 @@ class Routes:
             raise _not_deployed(adapter, "its time to live is over")
         if adapter.engine_name is None:
             raise _not_deployed(adapter, "no version of it is live")
-        instances = [i for i in self._hosts(account, adapter) if only is None or i.id == only.id]
-        if not instances and only is not None:
+        hosts = [i for i in self._hosts(account, adapter) if only is None or i.id == only.id]
+        if not hosts and only is not None:
             raise _not_deployed(adapter, f"instance {only.id} does not have it")
-        if not instances:
+        if not hosts:
             raise _not_deployed(adapter, "no running instance has it or loads on demand")
-        able = _able(instances, adapter)
+        affinity = f"{account}/{adapter.id}"
+        able = tuple(
+            candidate
+            for one in self._standing(account, adapter.base)
+            for candidate in one.able(affinity, adapter, hosts, lambda instance: _takes(instance, adapter))
+        )
         if able:
             return able
-        if not _ready(instances, adapter.region):
+        if not _any_ready(hosts, adapter.region):
             raise _nobody_ready(f"that may serve the adapter '{adapter.name}'")
         raise adapter_loading(adapter)
 
@@ -402,25 +472,11 @@ def _takes(instance: Instance, adapter: Adapter) -> bool:
     return instance.on_demand and adapter.permit is not None and adapter.rank <= instance.max_rank
 
 
-def _able(instances: Iterable[Instance], adapter: Adapter) -> tuple[Candidate, ...]:
-    """The ready replicas that have the adapter or can be asked to load it."""
-    name, region, found = adapter.engine_name, adapter.region, []
-    for instance in instances:
-        tier, takes = 0 if instance.account is not None else 1, _takes(instance, adapter)
-        for replica in instance.replicas:
-            if replica.ready and (region is None or replica.region == region):
-                resident = name in replica.resident
-                if resident or (takes and replica.agent_url is not None):
-                    found.append(Candidate(instance, replica, tier, resident))
-    return tuple(found)
-
-
-def _ready(instances: Iterable[Instance], region: str | None) -> tuple[Candidate, ...]:
-    return tuple(
-        Candidate(instance, replica, 0 if instance.account is not None else 1)
+def _any_ready(instances: Iterable[Instance], region: str | None) -> bool:
+    return any(
+        replica.ready and (region is None or replica.region == region)
         for instance in instances
         for replica in instance.replicas
-        if replica.ready and (region is None or replica.region == region)
     )
 
 

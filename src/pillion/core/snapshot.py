@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
+from msgspec.structs import replace
 
 from pillion.core.budgets import TokenPrice
 from pillion.core.tiers import Tier
@@ -156,7 +157,8 @@ class Snapshot(msgspec.Struct, frozen=True, tag="snapshot"):
 
 class Delta(msgspec.Struct, frozen=True, tag="delta"):
     """What makes the snapshot of version `since` that of `version`. What is new or other is whole, what is gone is named:
-    keys by None, adapters by account and row id. `models` is None where nothing about them changed.
+    keys by None, adapters by account and row id. `models` is None where nothing about them changed. `replicas` are those
+    that changed, each with its instance's id, where its instance is otherwise the same.
     """
 
     since: int
@@ -168,12 +170,20 @@ class Delta(msgspec.Struct, frozen=True, tag="delta"):
     gone_adapters: tuple[tuple[str, int], ...]
     instances: tuple[Instance, ...]
     gone_instances: tuple[int, ...]
+    replicas: tuple[tuple[int, Replica], ...] = ()
 
     @property
     def empty(self) -> bool:
         """Only the version changes."""
         told = self.keys or self.adapters or self.gone_adapters or self.instances or self.gone_instances
-        return not told and self.models is None
+        return not told and not self.replicas and self.models is None
+
+    @property
+    def replicas_by_instance(self) -> dict[int, dict[str, Replica]]:
+        found: dict[int, dict[str, Replica]] = {}
+        for instance, replica in self.replicas:
+            found.setdefault(instance, {})[replica.id] = replica
+        return found
 
 
 def encode(news: Snapshot | Delta) -> bytes:
@@ -219,7 +229,16 @@ def difference(before: Content, after: Content, since: int, version: int, made_a
         adapters += [adapter for adapter in new.adapters if there.pop(_place(adapter), None) != adapter]
         gone_adapters += there
         models_differ = models_differ or old.models != new.models
-    instances = {instance.id: instance for instance in before.instances}
+    known = {instance.id: instance for instance in before.instances}
+    instances: list[Instance] = []
+    replicas: list[tuple[int, Replica]] = []
+    for instance in after.instances:
+        old_one = known.pop(instance.id, None)
+        if old_one is not None and _same_but_replicas(old_one, instance):
+            pairs = zip(old_one.replicas, instance.replicas, strict=True)
+            replicas += [(instance.id, new) for old, new in pairs if old is not new and old != new]
+        else:
+            instances.append(instance)
     return Delta(
         since=since,
         version=version,
@@ -228,11 +247,27 @@ def difference(before: Content, after: Content, since: int, version: int, made_a
         models=after.all_models if models_differ else None,
         adapters=tuple(adapters),
         gone_adapters=tuple(gone_adapters),
-        instances=tuple(
-            i for i in after.instances if (old_one := instances.pop(i.id, None)) is not i and old_one != i
-        ),
-        gone_instances=tuple(instances),
+        instances=tuple(instances),
+        gone_instances=tuple(known),
+        replicas=tuple(replicas),
     )
+
+
+def with_replicas(instance: Instance, replicas: Mapping[str, Replica]) -> Instance:
+    """The same with these in place of those of the same ids."""
+    return replace(instance, replicas=tuple(replicas.get(old.id, old) for old in instance.replicas))
+
+
+def same_but_resident(one: Replica, other: Replica) -> bool:
+    return replace(one, resident=frozenset()) == replace(other, resident=frozenset())
+
+
+def _same_but_replicas(one: Instance, other: Instance) -> bool:
+    """Nothing else differs, and they are those of the same ids."""
+    if one is other:
+        return True
+    ids = [replica.id for replica in one.replicas] == [replica.id for replica in other.replicas]
+    return ids and replace(one, replicas=()) == replace(other, replicas=())
 
 
 _NOTHING = Owned()
@@ -253,6 +288,8 @@ def patched(snapshot: Snapshot, delta: Delta) -> Snapshot:
     keys = {**snapshot.keys, **delta.keys}
     adapters = {_place(a): a for a in snapshot.adapters} | {_place(a): a for a in delta.adapters}
     instances = {i.id: i for i in snapshot.instances} | {i.id: i for i in delta.instances}
+    for id, replicas in delta.replicas_by_instance.items():
+        instances[id] = with_replicas(instances[id], replicas)
     return Snapshot(
         version=delta.version,
         made_at=delta.made_at,

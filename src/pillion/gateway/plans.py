@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import ceil
 
 import msgspec
@@ -20,6 +20,7 @@ from pillion.gateway.outbound import Pool
 from pillion.gateway.tokens import Wanted
 
 MAX_PLANS = 8192
+Ask = tuple[str, str, str | None]  # account, model, adapter header
 
 
 class Plan:
@@ -44,6 +45,42 @@ class Plan:
         return self._origins[wanted]
 
 
+class Resolved:
+    """Routes by what was asked for. `by`: the snapshot that they are of. A newer one changes few of them."""
+
+    def __init__(self) -> None:
+        self.by: Routes | None = None
+        self.kept: dict[Ask, Route] = {}
+        self._about: dict[str, set[Ask]] = {}
+
+    def follow(self, routes: Routes) -> None:
+        """Forgets those to which `routes` may answer otherwise."""
+        before, self.by, changed = self.by, routes, routes.changed
+        follows = before is not None and changed is not None and changed.since == before.version
+        if (
+            before is None
+            or changed is None
+            or not follows
+            or before.epoch != routes.epoch
+            or changed.everything
+        ):
+            self._forget()
+            return
+        for what in (*changed.accounts, *changed.bases, *changed.names):
+            for ask in self._about.pop(what, ()):
+                self.kept.pop(ask, None)
+
+    def keep(self, ask: Ask, route: Route) -> None:
+        if len(self.kept) >= MAX_PLANS or len(self._about) >= 4 * MAX_PLANS:
+            self._forget()
+        self.kept[ask] = route
+        for what in _about(route):
+            self._about.setdefault(what, set()).add(ask)
+
+    def _forget(self) -> None:
+        self.kept, self._about = {}, {}
+
+
 class Plans:
     """`clock`: seconds since the epoch."""
 
@@ -55,19 +92,19 @@ class Plans:
         self._clock = clock
         self._quarantine_s = quarantine_s
         self._plans: dict[tuple[int, int, str], Plan] = {}
-        self._resolved: dict[tuple[str, str, str | None], Route] = {}
-        self._resolved_by: Routes | None = None
+        self._resolved = Resolved()
         self._quarantined: dict[str, float] = {}
 
     def resolve(self, account: str, model: str, ref: str | None) -> Route:
-        """`Routes.resolve` of the newest snapshot: the identical route as long as there is no newer one."""
+        """`Routes.resolve` of the newest snapshot: the identical route as long as nothing about it changes."""
         routes, now = self._knowledge.routes(), self._clock()
-        if routes is not self._resolved_by or len(self._resolved) >= MAX_PLANS:
-            self._resolved, self._resolved_by = {}, routes
+        if routes is not self._resolved.by:
+            self._resolved.follow(routes)
         ask = account, model, ref
-        found = self._resolved.get(ask)
+        found = self._resolved.kept.get(ask)
         if found is None or _expired(found, now):
-            found = self._resolved[ask] = routes.resolve(account, model, ref, now)
+            found = routes.resolve(account, model, ref, now)
+            self._resolved.keep(ask, found)
         if self._quarantined and found.adapter is not None:
             self._check_quarantine(found.adapter, now)
         return found
@@ -108,6 +145,16 @@ class Plans:
             address = self._pool.origin(candidate.replica.url)
             found = self._plans[key] = Plan(route, candidate, path, address)
         return found
+
+
+def _about(route: Route) -> Iterator[str]:
+    """What it depends on: account, base, and what may be elsewhere."""
+    yield route.account
+    yield route.base
+    if route.adapter is not None:
+        yield route.upstream_name
+        if route.adapter.canary is not None:
+            yield route.adapter.canary.engine_name
 
 
 def _bytes_of(adapter: Adapter) -> str:
