@@ -7,13 +7,25 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
+import sqlalchemy as sa
 from msgspec.structs import replace
 
-from pillion.control import accounts, adapters, attachments, instances, loads, pools, versions
+from pillion.control import (
+    accounts,
+    adapters,
+    attachments,
+    instances,
+    loads,
+    pools,
+    sessions,
+    versions,
+)
+from pillion.control.context import Control
 from pillion.control.instances import Launch
 from pillion.control.loads import Load
 from pillion.core.catalogue import Pool
 from pillion.core.errors import AdapterInUseError, ConflictError, InstanceAtCapacityError, NotFoundError
+from pillion.core.replica import LoraSpec
 from pillion.store.database import Database
 from tests.control.test_versions import add, attached, become, states
 from tests.control.world import World, until
@@ -173,6 +185,40 @@ async def test_attach_beside_delete(world: World) -> None:
             )
             refused = [answer for answer in answers if isinstance(answer, BaseException)]
             assert [type(r) for r in refused] in ([NotFoundError], [AdapterInUseError]), answers
+
+
+async def test_a_session_ends_beside_the_end_of_its_loads(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes them in another order waits where all wait first: at the instances."""
+    monkeypatch.setattr("pillion.control.sessions.DETACH_WAIT_S", 0.0)
+    async with world.control(run=False) as control:
+        who = await world.account(control)
+        wish = Launch("tiny", replicas=1, lora=LoraSpec(enabled=True))
+        made = [(await instances.launch(control, who, wish)).id for _ in range(2)]
+        found = [await world.adapter(control, who, name) for name in ("one", "two")]
+        for adapter in found:
+            await loads.load(control, who, adapter.id, Load(made, session_key="s", wait=False))
+        async with control.db.transaction() as tx:
+            await tx.everyone.lock_instances(made)
+            ending = asyncio.create_task(sessions.end(control, who, "s"))
+            await waits_for_a_lock(control)
+            for row in reversed(await tx.attachments.list(who.account)):
+                await tx.attachments.mark_detaching(who.account, row.id)
+            for adapter in reversed(found):
+                await tx.adapters.ended(who.account, adapter.row_id, 1.0)
+        page, _ = await ending
+        assert {view.state for view in page.data} == {"detaching"}
+
+
+async def waits_for_a_lock(control: Control) -> None:
+    waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    async with asyncio.timeout(60):
+        while True:
+            async with control.db.read() as tx:
+                if await tx.everyone._session.value(waiting):
+                    return
+            await asyncio.sleep(0.01)
 
 
 async def test_two_first_starts_at_once_make_one_account(world: World) -> None:

@@ -62,6 +62,7 @@ async def delete(control: Control, who: Principal, ref: str, force: bool) -> Del
             raise AdapterInUseError(
                 f"adapter {row.name!r} is in use on instance {where}; detach it, or delete with force."
             )
+        await tx.everyone.lock_instances(use.instance_id for use in uses)
         for use in uses:
             await tx.attachments.mark_detaching(who.account, use.id)
     if uses:

@@ -292,11 +292,15 @@ class Controller:
         assert self._lease is not None
         async with self._control.db.transaction() as tx:
             await tx.leases.check(LEASE, self._lease.token)
+            moved = [*(found for found, _ in changed), *over, *(move.attachment for move in settled)]
+            sources = (move.source for move in settled)
+            of = (row.instance_id for row in moved)
+            await tx.everyone.lock_instances([*(instance.id for instance, _ in states), *of, *sources])
             for instance, state in states:
                 await self._record_instance(tx, instance, state, now)
             for attachment, found in changed:
                 await self._record_attachment(tx, attachment, found, now)
-            for attachment in over:
+            for attachment in sorted(over, key=lambda row: row.adapter_row_id):
                 await self._end(tx, attachment, now)
             for move in settled:
                 await moves.settle(tx, move, self._subject(move.attachment), now)

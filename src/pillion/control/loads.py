@@ -45,6 +45,7 @@ async def load(control: Control, who: Principal, ref: str, wish: Load) -> tuple[
         if version is None:
             raise await lookup.without_bytes(tx, adapter)
         backends = await _backends(tx, who, adapter, wish.backends)
+        await tx.everyone.lock_instances(backend.id for backend in backends)
         rows = [await _hold(control, tx, who, adapter, backend, wish) for backend in backends]
     control.changes.notify()
     if wish.wait:
@@ -69,6 +70,7 @@ async def unload(
             )
         if not rows:
             raise NotFoundError(f"adapter {adapter.name!r} is not loaded there.")
+        await tx.everyone.lock_instances(row.instance_id for row in rows)
         for row in rows:
             await tx.attachments.mark_detaching(who.account, row.id)
             await attachments.event(control, tx, who, "unload_asked", adapter, row.instance_id)

@@ -23,6 +23,8 @@ async def end(control: Control, who: Principal, session_key: str) -> tuple[Page[
             raise NotFoundError(
                 f"there is no session {session_key[:80]!r}; its adapters may have ended already."
             )
+        await tx.everyone.lock_instances(row.instance_id for row in rows)
+        rows.sort(key=lambda row: row.adapter_row_id)
         loaded = [await lookup.adapter(tx, who, str(row.adapter_row_id)) for row in rows]
         versions = [await lookup.live_version(tx, adapter) for adapter in loaded]
         for row, adapter in zip(rows, loaded, strict=True):

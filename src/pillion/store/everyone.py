@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import sqlalchemy as sa
 
@@ -100,6 +100,13 @@ class Everyone:
     async def instances(self, *, after: int = 0, limit: int = 100) -> list[Instance]:
         statement = sa.select(instances).where(instances.c.id > after).order_by(instances.c.id)
         return await self._session.all(statement.limit(limit), Instance)
+
+    async def lock_instances(self, ids: Iterable[int]) -> None:
+        """In the order of their ids, until the transaction ends: before several of their attachments are changed, and before
+        these' adapters are. All who do so wait for each other in turn.
+        """
+        statement = sa.select(instances.c.id).where(instances.c.id.in_(set(ids))).order_by(instances.c.id)
+        await self._session.run(statement.with_for_update(key_share=True))
 
     async def wanted_instances(self) -> list[Instance]:
         statement = sa.select(instances).where(instances.c.wanted == "running")
