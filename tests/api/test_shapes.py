@@ -31,7 +31,8 @@ class TestErrors:
     async def test_no_such_method(self, site: Site, method: str, path: str) -> None:
         answer = await site.a.manage.request(method, path)
         refused(answer, 405, "invalid_request")
-        assert answer.headers["allow"]
+        methods = {"/v1/adapters": "GET, POST", "/v1/account": "GET", "/healthz": "GET"}
+        assert answer.headers["allow"] == methods[path]
 
     @pytest.mark.parametrize("id", ["x", "1.5", "9" * 5000, "-", "0x1", "%00"])
     async def test_an_id_that_is_no_number(self, site: Site, id: str) -> None:

@@ -39,6 +39,7 @@ VALUES = {
     "database.url": "postgresql://db/pillion",
     "artifacts.url": "file:///somewhere",
     "server.trusted_proxies": "10.0.0.0/8",
+    "server.metrics_from": "10.0.0.0/8",
     "oidc.issuer": "https://id.example.com",
     "tracing.sample": "0.5",
     "limits.pool_share": "0.5",

@@ -74,3 +74,21 @@ def test_a_suspended_account_is_told_so() -> None:
 def test_scopes() -> None:
     with pytest.raises(InsufficientScopeError, match="scope 'manage'"):
         at_door({}, "192.0.2.1", scope="manage")
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "proxies", "may"),
+    [
+        ("127.0.0.1", [], (), True),
+        ("192.0.2.1", [], (), False),
+        ("unknown", [], (), False),
+        ("127.0.0.1", ["127.0.0.1"], (), False),
+        ("127.0.0.1", ["192.0.2.1"], ("127.0.0.1/32",), False),
+        ("127.0.0.1", ["192.0.2.1, 127.0.0.5"], ("127.0.0.1/32",), True),
+    ],
+)
+def test_who_sees_metrics_without_a_key(
+    peer: str, forwarded: list[str], proxies: tuple[str, ...], may: bool
+) -> None:
+    head = Head("GET", "/metrics", "", [("x-forwarded-for", value) for value in forwarded])
+    assert Doorkeeper(lambda: 0.0, proxies, ("127.0.0.0/8",)).may_watch(head, peer) is may

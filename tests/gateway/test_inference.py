@@ -398,5 +398,12 @@ async def test_metrics(town: Town) -> None:
         "pillion_gateway_snapshot_version 1.0",
     ):
         assert line in text.splitlines()
+    operator, operators = make_key(ACME, "admin")
+    await town.publish(town.entry, operators, town.adapter, town.instance(town.a))
+    # Through a proxy that nobody told of: it might be anybody.
+    for key, status in ((None, 401), (town.key, 403), (operator, 200)):
+        fields = {"x-forwarded-for": "127.0.0.1"} | ({"authorization": f"Bearer {key}"} if key else {})
+        async with town.site.client.get(f"{town.site.url}/metrics", headers=fields) as answer:
+            assert answer.status == status
     assert "acc_" not in text
     assert "adp_" not in text

@@ -60,13 +60,28 @@ async def test_paths_are_not_touched(town: Town) -> None:
         "/openapi.json",
         "/v1/adapters/a%2Fb/../%2e?q=%20a+b&q=2",
         "//v1/x",
-        "/v1/chat/completions",
+        "/v1/chat/completion",
     ):
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
         answer = await asyncio.wait_for(reader.read(), 10)
         writer.close()
         assert f'"path": "{path}"'.encode() in answer
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/chat/completions", "POST"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("POST", "/metrics", "GET, HEAD"),
+        ("BREW", "/v1/adapters", "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"),
+    ],
+)
+async def test_what_no_path_takes_is_told_here(town: Town, method: str, path: str, allowed: str) -> None:
+    async with town.site.client.request(method, town.site.url + path, data=b"{}") as answer:
+        assert (answer.status, answer.headers["allow"]) == (405, allowed)
+        assert (await answer.json())["error"]["code"] == "invalid_request"
 
 
 async def test_head_and_empty_answers(town: Town) -> None:

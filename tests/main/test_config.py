@@ -126,6 +126,7 @@ def test_other_variables_are_no_matter(tmp_path: Path) -> None:
         ("[auth]\nsession_hours = 0", "auth.session_hours"),
         ("[tracing]\nsample = 1.5", "tracing.sample"),
         ('[server]\ntrusted_proxies = "10.0.0.1/8"', "server.trusted_proxies"),
+        ('[server]\nmetrics_from = "x"', "server.metrics_from"),
         ('[oidc]\nissuer = "http://id.example.com"', "oidc.issuer"),
         ("[[models]]\nname = 'x'", "models"),
         ("[[models]]\nname = 'X'\nsource = 'hf:x/x'", "'X'"),

@@ -10,6 +10,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -34,13 +35,35 @@ from pillion.api.audited import Audited
 from pillion.api.errors import ErrorBody
 from pillion.api.limits import BodyLimit
 from pillion.control.context import Control
-from pillion.core.errors import InvalidRequestError, NotFoundError, PillionError, RequestTooLargeError
+from pillion.core.errors import (
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    PillionError,
+    RequestTooLargeError,
+)
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
 log = structlog.get_logger(__name__)
 
+NOUNS = (
+    adapters,
+    versions,
+    instances,
+    events,
+    models,
+    jobs,
+    keys,
+    accounts,
+    usage,
+    billing,
+    logins,
+    members,
+    oidc,
+    metrics,
+)
 STREAMED = re.compile(r"/v1/adapters/(upload|[^/]+/versions)")
 
 
@@ -69,8 +92,17 @@ async def _http(request: Request, error: Exception) -> Response:
         return error_response(NotFoundError(f"there is nothing at {request.url.path}; see /openapi.json."))
     if error.status_code == 413:
         return error_response(RequestTooLargeError(str(error.detail)))
+    if error.status_code == 405:
+        return error_response(MethodNotAllowedError(request.method, request.url.path, _methods(request)))
     body = InvalidRequestError(str(error.detail)).body()
     return JSONResponse(body, error.status_code, dict(error.headers or {}))
+
+
+def _methods(request: Request) -> list[str]:
+    """What the path takes, by all of its routes."""
+    routes = [route for noun in NOUNS for route in noun.router.routes if isinstance(route, APIRoute)]
+    found = {m for route in routes if route.path_regex.match(request.url.path) for m in route.methods or ()}
+    return sorted(found) or ["GET"]
 
 
 async def _left(request: Request, _: Exception) -> Response:
@@ -114,22 +146,7 @@ def build(control: Control, tracer_provider: TracerProvider | None = None) -> Fa
     app.add_middleware(BodyLimit, streamed=STREAMED)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    for module in (
-        adapters,
-        versions,
-        instances,
-        events,
-        models,
-        jobs,
-        keys,
-        accounts,
-        usage,
-        billing,
-        logins,
-        members,
-        oidc,
-        metrics,
-    ):
+    for module in NOUNS:
         app.include_router(module.router)
 
     @app.get("/healthz", tags=["health"])

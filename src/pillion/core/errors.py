@@ -5,6 +5,7 @@ An error says what is wrong, with what, and what to do. Its `code` is the contra
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import ceil
 from typing import Any, ClassVar
 
@@ -51,6 +52,17 @@ class PillionError(Exception):
 
 class InvalidRequestError(PillionError):
     status, code, type = 400, "invalid_request", "invalid_request_error"
+
+
+class MethodNotAllowedError(InvalidRequestError):
+    status = 405
+
+    def __init__(self, method: str, path: str, allowed: Iterable[str]) -> None:
+        self.allowed = ", ".join(allowed)
+        super().__init__(f"{method[:40]} cannot be asked of {path[:200]}; it takes {self.allowed}.")
+
+    def headers(self) -> dict[str, str]:
+        return {"allow": self.allowed}
 
 
 class BaseMismatchError(InvalidRequestError):

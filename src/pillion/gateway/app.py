@@ -8,7 +8,7 @@ from collections.abc import Callable
 from time import gmtime, strftime
 from urllib.parse import unquote
 
-from pillion.core.errors import model_not_found
+from pillion.core.errors import MethodNotAllowedError, model_not_found
 from pillion.gateway import headers
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.config import Limits
@@ -50,6 +50,8 @@ CONTROL = frozenset(
 ENGINE_PATH = re.compile(r"/v1(/[A-Za-z0-9_-]+)+")
 NEVER_TO_ENGINES = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/models"})
 USUAL = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
+OWN = frozenset({"/healthz", "/readyz", "/metrics"})
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 
 class Gateway:
@@ -112,10 +114,12 @@ class Gateway:
         if kind == "inference":
             return self.inference.receive(head, connection)
         if kind == "control":
+            if (allowed := _refused_to(head)) is not None:
+                raise MethodNotAllowedError(head.method, head.path, allowed)
             return self._control.receive(head, connection)
         if kind == "container":
             return self._container.receive(head, connection)
-        connection.give(self._models(head, connection) if kind == "models" else self._own(head))
+        connection.give(self._models(head, connection) if kind == "models" else self._own(head, connection))
         return None
 
     def closed(self, connection: Inbound) -> None:
@@ -149,8 +153,10 @@ class Gateway:
 
     # What it answers itself
 
-    def _own(self, head: Head) -> Answer:
+    def _own(self, head: Head, connection: Inbound) -> Answer:
         if head.path == "/metrics":
+            if not self._door.may_watch(head, connection.peer):
+                self._door.authorize(self._knowledge.routes(), head, "admin", connection.peer)
             return Answer(200, [("content-type", CONTENT_TYPE)], self._metrics.text())
         if head.path == "/healthz":
             return json_answer(200, {"status": "ok"})
@@ -177,7 +183,7 @@ def kind_of(head: Head) -> str:
     path, reads = head.path, head.method in ("GET", "HEAD")
     if not reads and path in USUAL:
         return "inference" if head.method == "POST" else "control"
-    if reads and path in ("/healthz", "/readyz", "/metrics"):
+    if reads and path in OWN:
         return "own"
     if reads and (path == "/v1/models" or path.startswith("/v1/models/")):
         return "models"
@@ -186,3 +192,12 @@ def kind_of(head: Head) -> str:
     if head.method == "POST" and ENGINE_PATH.fullmatch(path) and path not in NEVER_TO_ENGINES:
         return "control" if path.split("/")[2] in CONTROL else "inference"
     return "control"
+
+
+def _refused_to(head: Head) -> tuple[str, ...] | None:
+    """Of what is nothing for control: the methods to use instead."""
+    if head.path in USUAL:
+        return ("POST",)
+    if head.path in OWN or head.path == "/v1/models":
+        return ("GET", "HEAD")
+    return None if head.method in METHODS else METHODS

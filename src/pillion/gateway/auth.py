@@ -23,12 +23,15 @@ class Doorkeeper:
     """Checks keys against the snapshot of each request: once for each snapshot. Of a key that was right before the digest
     is kept, so that it is not made anew.
 
-    `proxies`: CIDRs of those whose `x-forwarded-for` is believed.
+    `proxies`: CIDRs of those whose `x-forwarded-for` is believed. `watchers`: of those who see metrics without a key.
     """
 
-    def __init__(self, clock: Callable[[], float], proxies: Sequence[str] = ()) -> None:
+    def __init__(
+        self, clock: Callable[[], float], proxies: Sequence[str] = (), watchers: Sequence[str] = ()
+    ) -> None:
         self._clock = clock
         self._proxies = tuple(proxies)
+        self._watchers = tuple(watchers)
         self._pepper = b""
         self._seen: dict[str, tuple[str, str]] = {}
         self._routes: Routes | None = None
@@ -37,6 +40,11 @@ class Doorkeeper:
     def client(self, head: Head, peer: str) -> str:
         """The address of who sent it, `peer` being that of who is connected."""
         return addresses.client(peer, head.all("x-forwarded-for"), self._proxies) if self._proxies else peer
+
+    def may_watch(self, head: Head, peer: str) -> bool:
+        """Whether it was sent from where metrics are seen without a key. A proxy nobody knows of hides from where."""
+        hidden = not self._proxies and head.first("x-forwarded-for") is not None
+        return not hidden and addresses.within(self.client(head, peer), self._watchers)
 
     def authorize(self, routes: Routes, head: Head, scope: str, peer: str) -> Key:
         """The key in `Authorization: Bearer`, which must have `scope`. Raises `InvalidApiKeyError`,

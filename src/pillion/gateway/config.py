@@ -47,6 +47,7 @@ class GatewayConfig:
     `spool_dir`: where usage waits for control, shared by all workers of a gateway; `spool` in `state_dir` if not given.
     `metrics_dir`: where workers of one gateway leave their metrics for each other; None where there is one process.
     `trusted_proxies`: CIDRs of proxies in front, whose `x-forwarded-for` is believed.
+    `metrics_from`: CIDRs of those who may read `/metrics` without an operator's key: it tells of all accounts.
     `tracer`: of OpenTelemetry; None: no spans. `access_log`: a line for each request that an engine was asked for.
     `tiers`: what accounts of each may take of shared pools, `turns`: and together of one replica, both from this process.
     `snapshot_max_age_s`: how long after control's last word the kept snapshot still routes.
@@ -67,6 +68,7 @@ class GatewayConfig:
     spool_dir: Path | None = None
     metrics_dir: Path | None = None
     trusted_proxies: tuple[str, ...] = ()
+    metrics_from: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
     tracer: Tracer | None = None
     tiers: Mapping[Tier, Caps] = field(default_factory=lambda: CAPS)
     turns: Turns = field(default_factory=Turns)

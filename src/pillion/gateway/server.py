@@ -190,7 +190,7 @@ def _app(
     clock: Callable[[], float],
 ) -> Gateway:
     balance = Balance(time.monotonic, random.random)
-    door = Doorkeeper(clock, config.trusted_proxies)
+    door = Doorkeeper(clock, config.trusted_proxies, config.metrics_from)
     new_id = _request_ids()
     return Gateway(
         knowledge=knowledge,

@@ -54,8 +54,8 @@ Workers = Annotated[int, msgspec.Meta(ge=1, le=256)]
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`public_url` is what clients call, where it is not host and port. `data_dir` holds everything that is kept.
 
-    `trusted_proxies`: addresses and CIDRs of proxies in front, separated by commas. `workers`: processes of the gateway,
-    each with a processor's worth of requests.
+    `trusted_proxies`: addresses and CIDRs of proxies in front, separated by commas; `metrics_from`: of those who may read
+    `/metrics` without a key. `workers`: processes of the gateway, each with a processor's worth of requests.
     """
 
     host: str = "127.0.0.1"
@@ -66,6 +66,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     snapshot_max_age_s: Seconds = 86400.0
     workers: Workers = 1
     trusted_proxies: str = ""
+    metrics_from: str = "127.0.0.0/8, ::1"
     access_log: bool = False
 
 
@@ -195,10 +196,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def trusted_proxies(self) -> tuple[str, ...]:
         """CIDRs. Raises `ConfigError`."""
-        try:
-            return tuple(network(text) for text in self.server.trusted_proxies.split(",") if text.strip())
-        except ValueError as error:
-            raise ConfigError(f"server.trusted_proxies: {error}") from error
+        return _networks("server.trusted_proxies", self.server.trusted_proxies)
+
+    @property
+    def metrics_from(self) -> tuple[str, ...]:
+        """CIDRs. Raises `ConfigError`."""
+        return _networks("server.metrics_from", self.server.metrics_from)
 
     @property
     def request_fields(self) -> frozenset[str]:
@@ -275,10 +278,17 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
+def _networks(setting: str, told: str) -> tuple[str, ...]:
+    try:
+        return tuple(network(text) for text in told.split(",") if text.strip())
+    except ValueError as error:
+        raise ConfigError(f"{setting}: {error}") from error
+
+
 def _check(config: Config) -> None:
     """What types cannot say. Raises `ConfigError`."""
     catalogue = config.catalogue()
-    _ = config.trusted_proxies
+    _ = config.trusted_proxies, config.metrics_from
     _check_oidc(config.oidc)
     if not config.artifacts_url.startswith("file:///"):
         raise ConfigError(f"artifacts.url {config.artifacts_url!r} must be file:///an/absolute/directory")

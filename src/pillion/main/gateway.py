@@ -62,6 +62,7 @@ def gateway_config(
         port=config.server.port,
         snapshot_max_age_s=config.server.snapshot_max_age_s,
         trusted_proxies=config.trusted_proxies,
+        metrics_from=config.metrics_from,
         media_urls=config.limits.media_urls,
         allowed_extras=config.request_fields,
         access_log=config.server.access_log,
