@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import httpx
+import msgspec
 import openai
 import pytest
 from openai import AsyncOpenAI
 
 from tests.gateway.conftest import Town
+from tests.gateway.test_paying import PRICE, Bank, snapshot
 from tests.gateway.test_retries import fenced
 from tests.gateway.test_streams import chunk, open_stream
 from tests.gateway.world import BASE, make_key
@@ -85,3 +88,61 @@ async def test_a_stream_that_fails_raises(town: Town, client: AsyncOpenAI) -> No
     with pytest.raises(openai.APIError, match="not complete"):
         async for _ in stream:
             pass
+
+
+async def refusal(client: AsyncOpenAI, model: str = BASE) -> openai.APIStatusError:
+    with pytest.raises(openai.APIStatusError) as caught:
+        await client.with_options(max_retries=1).chat.completions.create(model=model, messages=HELLO)  # type: ignore[arg-type]
+    return caught.value
+
+
+async def priced(town: Town, bank: Bank, *, spent: bool = False) -> AsyncOpenAI:
+    """A client whose key pays at this bank."""
+    town.site.control.public = bank.handle
+    key, made = snapshot(town, (PRICE,), spent=spent)
+    await town.site.control.publish(made)
+    return AsyncOpenAI(base_url=f"{town.site.url}/v1", api_key=key)
+
+
+async def test_what_the_balance_does_not_cover_is_told_and_not_tried_again(town: Town) -> None:
+    bank = Bank(0)
+    async with await priced(town, bank) as client:
+        found = await refusal(client)
+    assert (found.status_code, found.code, found.type) == (402, "insufficient_balance", "billing_error")
+    assert found.response.request.headers["x-stainless-retry-count"] == "0"
+    assert town.a.asked == []
+
+
+@pytest.mark.parametrize("spent", [True, False])
+async def test_a_quota_is_no_limit_of_rate_and_not_tried_again(town: Town, spent: bool) -> None:
+    """A key that has spent its limit; control away, and nothing in hand."""
+    async with await priced(town, Bank(0, away=True), spent=spent) as client:
+        found = await refusal(client)
+    assert isinstance(found, openai.RateLimitError)
+    assert (found.code, found.response.headers["x-should-retry"]) == ("insufficient_quota", "false")
+    assert "retry-after" not in found.response.headers
+    assert found.response.request.headers["x-stainless-retry-count"] == "0"
+    assert town.a.asked == []
+
+
+async def test_a_limit_of_rate_is_waited_for_as_long_as_it_says(town: Town) -> None:
+    text, (lookup, entry) = make_key()
+    entry = msgspec.structs.replace(entry, requests_per_minute=1)
+    _, known = snapshot(town, None)
+    await town.site.control.publish(msgspec.structs.replace(known, keys={lookup: entry}))
+    async with AsyncOpenAI(base_url=f"{town.site.url}/v1", api_key=text) as client:
+        await client.chat.completions.create(model=BASE, messages=HELLO)  # type: ignore[arg-type]
+        with pytest.MonkeyPatch.context() as patch:
+            waits: list[float] = []
+
+            async def slept(_: object, *, response: httpx.Response, **__: object) -> None:
+                waits.append(float(response.headers["retry-after"]))
+
+            patch.setattr(type(client), "_sleep_for_retry", slept)
+            found = await refusal(client)
+    assert isinstance(found, openai.RateLimitError)
+    assert (found.code, found.response.headers["x-ratelimit-limit-requests"]) == ("rate_limit_exceeded", "1")
+    assert found.response.headers["x-ratelimit-remaining-requests"] == "0"
+    assert found.response.request.headers["x-stainless-retry-count"] == "1", "once more, and no more"
+    assert len(waits) == 1
+    assert 0 < waits[0] <= 60

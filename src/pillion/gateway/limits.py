@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import ceil
 
 from pillion.core.errors import PillionError, RateLimitError
@@ -33,6 +34,17 @@ class _Buckets:
         return mine == (key.requests_per_minute, key.tokens_per_minute)
 
 
+class LimitReachedError(RateLimitError):
+    """`fields`: the headers that tell of the key's limits."""
+
+    def __init__(self, fields: Mapping[str, str], message: str, *, retry_after: float) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self._fields = fields
+
+    def headers(self) -> dict[str, str]:
+        return {**super().headers(), **self._fields}
+
+
 class KeyLimits:
     """Implements `RateLimits`. Control tells the shares; where it is away, each gateway takes the whole limit."""
 
@@ -47,7 +59,8 @@ class KeyLimits:
         own.asked += 1
         for name, bucket in (("requests", own.requests), ("tokens", own.tokens)):
             if bucket is not None and bucket.left(now) < 1:
-                return RateLimitError(
+                return LimitReachedError(
+                    dict(self.fields(key, now)),
                     f"This API key's limit of {bucket.limit} {name} per minute is reached. Try again shortly.",
                     retry_after=bucket.wait(1),
                 )
