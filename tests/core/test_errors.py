@@ -52,7 +52,7 @@ def test_no_room_is_a_conflict_for_a_wish_and_unavailable_for_a_request() -> Non
 def test_every_class_has_a_code_and_a_type_of_its_own_choice() -> None:
     for _, kind in inspect.getmembers(errors, inspect.isclass):
         if issubclass(kind, PillionError) and kind is not PillionError:
-            error = kind("x")
+            error = kind("PUT", "/x", ["GET"]) if kind is errors.MethodNotAllowedError else kind("x")
             assert 400 <= error.status < 600
             assert error.code != PillionError.code, kind
             assert set(error.body()["error"]) == {"message", "type", "param", "code"}
