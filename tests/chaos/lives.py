@@ -39,6 +39,7 @@ class Lives:
         self._stack = AsyncExitStack()
         self._control_stack = AsyncExitStack()
         self._left: int | None = None
+        self._patience_s = PATIENCE_S
         self.crashed = False
         self.database_away = False
         self.restarts = 0
@@ -51,7 +52,7 @@ class Lives:
 
     def run(self, work: Awaitable[Any]) -> Any:
         async def within() -> Any:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(self._patience_s):
                 return await work
 
         return self._loop.run_until_complete(within())
@@ -82,6 +83,7 @@ class Lives:
 
     async def _start(self) -> None:
         self.crashed, self._left = False, None
+        self.database_away = False  # without one it does not begin
         self._control_stack = AsyncExitStack()
         self.control = await self._control_stack.enter_async_context(self.world.control())
         self._make_mortal(self.control)

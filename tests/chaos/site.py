@@ -206,9 +206,7 @@ class Site(Lives):
             arrays = {key: a * 0 if "lora_B" in key else a for key, a in arrays.items()}
         weights = save(arrays)
         config = adapter_files.config_bytes(rank=rank, target_modules=["q_proj"], r=rank, lora_alpha=8 + seed)
-        return stored(self.artifacts if self.artifacts.exists() else self.hidden, weights, config), len(
-            weights
-        )
+        return stored(self.hidden if self.hidden.exists() else self.artifacts, weights, config), len(weights)
 
     @property
     def hidden(self) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from pillion.agent import processes
 from pillion.agent.api import Keys, application, check_newer
 from pillion.agent.backoff import Backoff
 from pillion.agent.board import Board
+from pillion.agent.endings import end
 from pillion.agent.home import Home
 from pillion.agent.loading import Loading
 from pillion.agent.metrics import Metrics
@@ -173,10 +173,4 @@ class Agent:
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    current = asyncio.current_task()
-    for task in tasks:
-        if task is not current:
-            task.cancel()
-    for task in tasks:
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    await end(task for task in tasks if task is not asyncio.current_task())

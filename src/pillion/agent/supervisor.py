@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import structlog
 
 from pillion.agent.backoff import Backoff
 from pillion.agent.board import Board
+from pillion.agent.endings import end
 from pillion.agent.home import EngineRecord, Home
 from pillion.agent.loading import Engine
 from pillion.agent.logs import NewLines, bound, tail
@@ -177,13 +177,13 @@ class Supervisor:
                 missed = 0 if probe.result() else missed + 1
                 if missed >= self._timing.misses:
                     return Failure("engine_hung", f"the engine missed {missed} health probes in a row")
+                told = f"it missed {missed} of {self._timing.misses} health probes in a row" if missed else ""
+                self._board.post(detail=told)
                 bound(self._home.engine_log)
                 due = max(loop.time(), due + self._timing.probe_s)
                 probe = asyncio.create_task(self._probe(client, due))
         finally:
-            probe.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await probe
+            await end([probe])
 
     async def _probe(self, client: EngineClient, due: float) -> bool:
         """When it is due by the loop's clock, asks how the engine is and what it holds."""
