@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from pillion.core.budgets import Ask, Given, TokenPrice, price_at
-from pillion.core.errors import ModelNotPricedError, PillionError
+from pillion.core.errors import InvalidRequestError, ModelNotPricedError, PillionError
 from pillion.core.snapshot import Model
 from pillion.gateway.budgets import AHEAD, IDLE_S, Budgets
-from pillion.gateway.charges import CONTEXT, TEMPLATE_TOKENS, most
+from pillion.gateway.charges import CONTEXT, TEMPLATE_TOKENS, check_answers, most
 from pillion.gateway.reports import UntoldError
 
 
@@ -189,6 +189,11 @@ def test_prices_hold_from_their_instants_on() -> None:
         ("/v1/chat/completions", {"max_completion_tokens": 10, "n": 3}, 30),
         ("/v1/responses", {"max_output_tokens": 7}, 7),
         ("/v1/completions", {"max_tokens": 5, "best_of": 4, "n": 2}, 20),
+        ("/v1/completions", {"max_tokens": 5, "n": 2, "prompt": ["a", "b", "c"]}, 30),
+        ("/v1/completions", {"max_tokens": 5, "prompt": [[1, 2], [3]]}, 10),
+        ("/v1/completions", {"max_tokens": 5, "prompt": [1, 2, 3]}, 5),
+        ("/v1/completions", {"max_tokens": 5, "prompt": []}, 5),
+        ("/v1/chat/completions", {"max_tokens": 5, "n": 1000}, 5000),
         ("/v1/completions", {}, CONTEXT),
         ("/v1/completions", {"max_tokens": 10**9}, CONTEXT),
         ("/v1/completions", {"max_tokens": "many", "n": None}, CONTEXT),
@@ -203,6 +208,15 @@ def test_the_most_that_a_request_may_cost(path: str, body: dict[str, object], an
     assert charge.cost(3, 4) == 11
     known = msgspec.structs.replace(model, context=50)
     assert most(path, 100, document, known, 1.0).reserved <= charge.reserved
+
+
+def test_how_many_answers_a_request_may_have_of_a_pool() -> None:
+    check_answers(
+        "/v1/completions", {"n": msgspec.Raw(b"2"), "prompt": msgspec.Raw(b'["a"' + b',"a"' * 63 + b"]")}
+    )
+    for body in ({"n": b"129"}, {"best_of": b"1000000000"}, {"n": b"65", "prompt": b'["a", "b"]'}):
+        with pytest.raises(InvalidRequestError, match="128"):
+            check_answers("/v1/completions", {name: msgspec.Raw(value) for name, value in body.items()})
 
 
 def test_a_model_without_a_price_cannot_be_called() -> None:

@@ -212,6 +212,17 @@ async def test_salt_on_pools_only_and_one_per_account(town: Town) -> None:
     assert len(set(salts)) == 3
 
 
+async def test_nobody_fills_a_pool_with_one_request(town: Town) -> None:
+    pool = make_instance(7, make_replica("pool", url=town.b.url), account=None, model="pooled")
+    await town.publish(
+        town.entry, town.adapter, town.instance(town.a), pool, Model("pooled", None, "chat", True)
+    )
+    for model, n, status in ((BASE, 1000, 200), ("pooled", 128, 200), ("pooled", 129, 400)):
+        got, _, body = await town.site.chat(town.key, model, n=n)
+        assert got == status
+    assert body["error"]["param"] == "n"
+
+
 @pytest.mark.parametrize(
     ("raw", "allowed"),
     [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from pillion.core.budgets import TokenPrice, price_at
-from pillion.core.errors import ModelNotPricedError
+from pillion.core.errors import InvalidRequestError, ModelNotPricedError
 from pillion.core.snapshot import Model
 from pillion.gateway.body import Document
 
@@ -16,6 +16,7 @@ TEMPLATE_TOKENS = 256
 CONTEXT = 32_768  # of models that do not say
 _LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _COUNTS = ("n", "best_of")
+MAX_ANSWERS = 128
 _WITHOUT_ANSWER = frozenset({"/v1/embeddings"})
 
 
@@ -28,6 +29,22 @@ class Charge:
 
     def cost(self, prompt: int, completion: int) -> int:
         return self.price.cost(prompt, completion)
+
+
+def check_answers(path: str, document: Document) -> None:
+    """A request takes one turn of a shared pool, however much it asks for. Raises `InvalidRequestError`."""
+    if (asked := answers_asked(path, document)) > MAX_ANSWERS:
+        raise InvalidRequestError(
+            f"The request asks for {asked} answers; of a shared pool it may be {MAX_ANSWERS} (n, for each prompt). "
+            "Send several requests.",
+            param="n",
+        )
+
+
+def answers_asked(path: str, document: Document) -> int:
+    """How many texts are to be written."""
+    each = max([1, *(n for name in _COUNTS if (n := _number(document, name)) is not None)])
+    return each * _prompts(document["prompt"]) if path == "/v1/completions" and "prompt" in document else each
 
 
 def most(
@@ -47,9 +64,18 @@ def most(
     context = model.context or CONTEXT
     asked = [n for name in _LENGTHS if (n := _number(document, name)) is not None]
     answer = 0 if path in _WITHOUT_ANSWER else min([context, *asked])
-    answers = max([1, *(n for name in _COUNTS if (n := _number(document, name)) is not None)])
+    answers = answers_asked(path, document)
     prompt = size + TEMPLATE_TOKENS + (context if has_files else 0)
-    return Charge(price, price.cost(prompt, answer * min(answers, 128)))
+    return Charge(price, price.cost(prompt, answer * answers))
+
+
+def _prompts(raw: bytes) -> int:
+    """A list of texts, or of lists of tokens, is many; a list of tokens is one."""
+    try:
+        given = msgspec.json.decode(raw, type=list[msgspec.Raw])
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return 1
+    return len(given) if given and bytes(given[0])[:1] in (b'"', b"[") else 1
 
 
 def _number(document: Document, name: str) -> int | None:

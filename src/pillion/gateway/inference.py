@@ -32,7 +32,7 @@ from pillion.gateway.body import (
     read_document,
 )
 from pillion.gateway.budgets import Budgets, Payer
-from pillion.gateway.charges import Charge, most
+from pillion.gateway.charges import Charge, check_answers, most
 from pillion.gateway.cold import Asked, Cold, Outcome, Waiter
 from pillion.gateway.config import Limits
 from pillion.gateway.fair import Fair, Turn
@@ -386,6 +386,7 @@ class InferenceExchange:
     def _on_pool(self, route: Route, candidate: Candidate) -> Candidate | None:
         """The one to ask within what the account may have; None while it waits for money. Raises `PillionError`."""
         if not self._admitted:
+            check_answers(self._head.path, self._document)
             self._in.fair.admit(self._key)
             self._admitted = True
         if not self._covered(route):

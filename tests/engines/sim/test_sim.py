@@ -113,6 +113,12 @@ async def test_bad_requests(sim: Running, path: str, body: dict[str, Any]) -> No
     assert answer["error"]["message"]
 
 
+@pytest.mark.parametrize("n", [0, -5, 10**9])
+async def test_more_answers_than_it_may(user: openai.AsyncOpenAI, n: int) -> None:
+    with pytest.raises(openai.BadRequestError, match="n must be at least 1"):
+        await user.completions.create(model="tiny", prompt="a", max_tokens=1, n=n)
+
+
 async def test_more_than_the_context(user: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="maximum context length"):
         await user.completions.create(model="tiny", prompt="a", max_tokens=40_000)

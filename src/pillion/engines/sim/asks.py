@@ -7,6 +7,9 @@ from typing import Any
 
 from pillion.engines.sim.words import prompt_tokens
 
+# vLLM's own, by default.
+MAX_N = 16384
+
 
 class AskError(Exception):
     """A request the engine cannot answer, as vLLM would refuse it."""
@@ -116,13 +119,16 @@ def _ask(
             f" {max_tokens} output tokens and your prompt contains {longest} input tokens.",
             param=tokens or "input",
         )
+    n = _whole(body, "n")
+    if n is not None and not 1 <= n <= MAX_N:
+        raise AskError(400, f"n must be at least 1 and at most {MAX_N}, got {n}.", param="n")
     options = body.get("stream_options") or {}
     stop = body.get("stop") or ()
     return Ask(
         model=str(body.get("model") or ""),
         prompts=prompts,
         max_tokens=max_tokens,
-        n=_whole(body, "n") or 1,
+        n=n or 1,
         stream=bool(body.get("stream")),
         include_usage=bool(options.get("include_usage")),
         continuous_usage=bool(options.get("continuous_usage_stats")),
