@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import schemathesis
 import uvicorn
+from fastapi.routing import APIRoute
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import CheckFunction, not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -27,6 +28,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from pillion.api import app as api_app
+from pillion.control import usage
+from pillion.core.usage import Report, Used
 from tests.api.people import browser, invited, join
 from tests.api.site import Site, found
 from tests.api.site import site as made_site
@@ -61,8 +64,38 @@ class Running:
 async def state(site: Site) -> dict[str, Any]:
     """All that A has."""
     nouns = ("adapters", "instances?all=true", "registered-models", "keys", "account", "members", "invites")
+    nouns += ("billing/transactions", "usage/events", "jobs", "events?newest=true", "adapters/status")
     paths = [f"/v1/{noun}" for noun in nouns]
     return {path: found(await site.a.get(path)) for path in paths}
+
+
+async def spend(site: Site, adapter: str, instance: int) -> None:
+    """A used and paid something."""
+    who = site.a.who
+    used = Used(
+        seq=1,
+        at=site.control.clock(),
+        account=who.account,
+        key=who.key,
+        adapter=adapter,
+        version=1,
+        model=f"{SECRET}-adapter:1",
+        base="tiny",
+        instance=instance,
+        replica="r",
+        region="local",
+        request_id=f"{SECRET}-request",
+        prompt_tokens=1,
+        cached_tokens=0,
+        completion_tokens=1,
+        status="200",
+        ttft_ms=1.0,
+        duration_ms=2.0,
+        cold=False,
+    )
+    await usage.take(site.control, Report("s", 1, (used,)))
+    credit = {"account": who.account, "amount": 7, "note": f"{SECRET}-note"}
+    found(await site.admin.post("/v1/admin/credits", json=credit))
 
 
 async def serve(root: Any, running: Running, ready: threading.Event, stop: threading.Event) -> None:
@@ -75,6 +108,7 @@ async def serve(root: Any, running: Running, ready: threading.Event, stop: threa
         invite = await invited(site.a, f"{SECRET}-invite@example.com")
         async with browser(site) as window:
             member = (await join(site, window, site.a, f"{SECRET}@example.com", "owner"))["member"]
+        await spend(site, theirs["id"], far["id"])
         foreign = {theirs["id"], site.a.who.account, site.a.who.key, member["id"], invite["id"]}
         running.secrets = {SECRET, *foreign}
         running.refs = [
@@ -146,12 +180,29 @@ def test_any_request(case: schemathesis.Case, running: Running) -> None:
     if answer.status_code >= 400:
         assert set(answer.json()["error"]) >= {"message", "type", "param", "code"}
     asked = f"{case.path_parameters} {case.query} {case.body}"
-    shown = {
-        secret
-        for secret in running.secrets
-        if secret.encode() in _without_own_words(answer.content) and secret not in asked
-    }
+    shown = leaked(running.secrets, answer.content, asked)
     assert not shown, f"{case.method} {case.path} shows {shown} of another tenant: {answer.content!r}"
+
+
+def leaked(secrets: Iterable[str], content: bytes, asked: str) -> set[str]:
+    """What an answer shows of the other tenant that its caller did not say itself."""
+    text = _without_own_words(content)
+    return {secret for secret in secrets if secret.encode() in text and secret not in asked}
+
+
+def test_a_leak_is_seen() -> None:
+    answer = f'{{"data":[{{"name":"{SECRET}-adapter","subject":"/v1/adapters/adp_x"}}]}}'.encode()
+    assert leaked({SECRET, "adp_x"}, answer, "{} {} None") == {SECRET}
+    assert leaked({SECRET}, answer, f"{{'ref': '{SECRET}-adapter'}}") == set()
+
+
+def test_every_path_of_the_api_is_asked() -> None:
+    routes = [route for noun in api_app.NOUNS for route in noun.router.routes if isinstance(route, APIRoute)]
+    served = {
+        (method, route.path.replace(":path}", "}")) for route in routes for method in route.methods or ()
+    }
+    asked = {(op.ok().method.upper(), op.ok().path) for op in described.get_all_operations()}
+    assert asked >= served
 
 
 def _without_own_words(content: bytes) -> bytes:
