@@ -55,7 +55,7 @@ async def test_what_the_engine_refuses_fails_alone_and_is_tried_again_when_asked
         status = await agent.settled(1, good="loaded", refused="failed")
         failure = row(status, refused).failure
         assert failure is not None
-        assert (failure.code, failure.message) == ("engine_refused", f"told to refuse {refused.engine_name}")
+        assert (failure.code, failure.message) == ("engine_refused", "told to refuse the adapter")
         await agent.fault(refuse_load="")
         await agent.grant(grant(2, refused, good))
         await agent.settled(2, good="loaded", refused="failed")

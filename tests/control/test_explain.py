@@ -244,6 +244,33 @@ def test_versions_that_are_not_live(changes: dict[str, Any], row: dict[str, Any]
     assert said in " | ".join(explained.next)
 
 
+def test_one_in_quarantine_is_there_and_refused() -> None:
+    explained = explain(known(refused_until=NOW + 30))
+    assert not explained.served
+    assert explained.summary == (
+        "n1 is on 1 of 1 replicas, and not served: two replicas died while they had a request for it: "
+        "it is refused where that was seen."
+    )
+    assert "another version is not refused" in words(explained)
+    assert only(explained).serving == 1
+
+
+def test_how_far_a_canary_is_is_told() -> None:
+    row = msgspec.structs.replace(adapter().adapter, canary_version=7, canary_share=0.25)
+    explained = explain(known(adapter=row, canary=Spread(1, 2, FAILURE)))
+    assert "version 7 gets 25% of the requests where it is, on 1 of 2 replicas; it changes nothing" in words(
+        explained
+    )
+
+
+def test_an_engine_that_misses_probes_serves_and_may_be_ended() -> None:
+    fact = status("r1", resident(adapter()), detail="it missed 1 of 3 health probes in a row")
+    (there,) = only(explain(known(facts=[fact]))).replicas
+    assert there.serving
+    assert there.next is not None
+    assert there.next.startswith("it missed 1 of 3 health probes in a row; ")
+
+
 def test_one_whose_time_is_over_waits_to_be_loaded_anew() -> None:
     row = adapter(ended_at=NOW).adapter
     place = only(explain(known(adapter=row, attachments=[], instances=[on_demand()], facts=[status()])))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pillion.sdk import Pillion
-from pillion.sdk.errors import NotFoundError, PillionFailedError
+from pillion.sdk.errors import NotFoundError, PillionFailedError, UnavailableError
 from pillion.sdk.types import Adapter
 
 from .site import Engine, Site, adapter_file, ask, tag, until
@@ -52,6 +52,33 @@ def test_one_adapter_that_cannot_be_served_fails_alone(
     client.adapters.attach("poor", instance)
     client.adapters.wait_ready("poor", instance)
     assert ask(client, poor.aliases[0]) == tag(poor.digest)
+
+
+def test_what_two_replicas_died_of_is_refused_and_its_owner_is_told(
+    site: Site, client: Pillion, tmp_path: Path
+) -> None:
+    instance = site.launch(client, regions=["eu-1", "us-1"], replicas=2)
+    captain = attached(client, "captain", instance, tmp_path)
+    before = site.engines(instance)
+    for engine in before:
+        engine.go_wrong(crash_on="boom")
+    with pytest.raises(UnavailableError) as died:
+        ask(client, captain.aliases[0], "boom")
+    assert "Two replicas were lost" in str(died.value)
+    [event] = until(
+        lambda: [e for e in client.adapters.events("captain") if e.kind == "adapter_quarantined"],
+        "its owner is told",
+    )
+    assert "Two replicas died" in event.detail["detail"]
+    explained = client.adapters.explain("captain")
+    assert (explained.served, "two replicas died" in explained.summary) == (False, True)
+    until(lambda: ask(client, "tiny") == tag(None), "the engines are back")
+    version = client.adapters.add_version("captain", adapter_file(tmp_path, 99))
+    client.adapters.wait_live("captain", version.version)
+    assert until(lambda: ask(client, captain.aliases[0]), "other bytes are not refused") == tag(
+        version.digest
+    )
+    assert not any(engine.process.is_running() for engine in before)
 
 
 def test_a_stream_whose_client_leaves_ends_in_the_engine(site: Site, client: Pillion, tmp_path: Path) -> None:

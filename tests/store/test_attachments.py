@@ -55,7 +55,7 @@ async def test_twice(tx: Tx, instance: Instance) -> None:
     with pytest.raises(AlreadyAttachedError, match="is attached on instance"):
         await attach(tx, row_id, instance)
     await tx.attachments.mark_detaching("acc_a", made.id)
-    with pytest.raises(AlreadyAttachedError, match="is being detached from instance"):
+    with pytest.raises(AlreadyAttachedError, match="is still being detached from instance"):
         await attach(tx, row_id, instance)
 
 

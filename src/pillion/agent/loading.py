@@ -63,10 +63,10 @@ class Loading:
             async with self._loads:
                 proof = await self._bring_up(engine, name, path)
         except PillionError as error:
-            return failure_of(error), lasting(error)
+            return failure_of(error, name), lasting(error)
         except Exception as error:
             log.exception("load_broke", adapter=name)
-            return failure_of(error), False
+            return failure_of(error, name), False
         return Loaded(proof, round((time.perf_counter() - started) * 1000, 3))
 
     async def _bring_up(self, engine: Engine, name: str, path: Path) -> Proof:
@@ -74,7 +74,7 @@ class Loading:
         try:
             proof = await engine.prover.prove(name)
             if not effective(proof):
-                raise _ineffective(name, proof)
+                raise _ineffective(proof)
             await engine.client.open(name)
         except Exception:
             await _take_out(engine.client, name)
@@ -82,9 +82,11 @@ class Loading:
         return proof
 
 
-def failure_of(error: Exception) -> Failure:
+def failure_of(error: Exception, name: str) -> Failure:
+    """As its owner is told: what the engine calls it means nothing to them."""
     if isinstance(error, PillionError):
-        return Failure(error.code, error.message)
+        said = error.message.replace(f"'{name}'", "the adapter").replace(name, "the adapter")
+        return Failure(error.code, said)
     return Failure("internal_error", f"{type(error).__name__}: {error}")
 
 
@@ -93,9 +95,9 @@ def lasting(error: PillionError) -> bool:
     return isinstance(error, IneffectiveError) or (isinstance(error, EngineError) and error.lasting)
 
 
-def _ineffective(name: str, proof: Proof) -> IneffectiveError:
+def _ineffective(proof: Proof) -> IneffectiveError:
     return IneffectiveError(
-        f"{name} changes nothing: its log-probabilities differ from the base's by {proof.difference:.2g} at most,"
+        f"the adapter changes nothing: its log-probabilities differ from the base's by {proof.difference:.2g} at most,"
         f" and the base's own vary by {proof.noise:.2g}. Check that it was trained for this base."
     )
 

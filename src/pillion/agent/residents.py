@@ -357,7 +357,7 @@ class Residents:
             await self._engine().client.unload(name, deadline_s)
         except EngineError as error:
             if error.code != "not_found":
-                log.error("unload_failed", adapter=name, error=failure_of(error).message)
+                log.error("unload_failed", adapter=name, error=failure_of(error, name).message)
                 return False
         return True
 

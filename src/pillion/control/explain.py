@@ -22,8 +22,8 @@ class Known:
 
     `versions`: its versions' numbers by digest. `why_not`: by instance, why that one cannot take it at all.
     `held`: by instance, how many slots are held by what is attached or pinned. `tries`: by instance and region, when the
-    provisioner tries again (seconds since the epoch). `coming`: how far the version is that is to be live; `setback`: why
-    the newest one is not.
+    provisioner tries again (seconds since the epoch). `coming`, `canary`: how far the version is that is to be live, that is
+    tried; `setback`: why the newest one is not. `refused_until`: when gateways that have it in quarantine ask for it again.
     """
 
     adapter: Adapter
@@ -38,7 +38,9 @@ class Known:
     tries: Mapping[tuple[int, str], float]
     now: float
     coming: Spread | None = None
+    canary: Spread | None = None
     setback: str | None = None
+    refused_until: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ def explain(known: Known) -> Explanation:
         adapter.live_version,
         adapter.wanted_version,
         adapter.canary_version,
-        serving > 0,
-        _summary(adapter, places, serving, wanted, why_not),
+        serving > 0 and known.refused_until is None,
+        _summary(known, places, serving, wanted, why_not),
         places,
         why_not,
         following,
@@ -223,6 +225,9 @@ def _of_itself(known: Known, places: Sequence[PlaceExplained]) -> tuple[list[str
     if adapter.live_version is None:
         how = "its import is under way" if adapter.state == "importing" else "no bytes have come"
         return [f"it has no version that could be served: {how}"], ["GET /v1/jobs shows how far it is"]
+    if known.refused_until is not None:
+        told = "two replicas died while they had a request for it: it is refused where that was seen"
+        return [told], [f"that ends at {utc(known.refused_until)}; another version is not refused"]
     if any(place.wish != "none" for place in places):
         return [], []
     able = [id for id, reasons in sorted(known.why_not.items()) if not reasons]
@@ -235,7 +240,8 @@ def _of_itself(known: Known, places: Sequence[PlaceExplained]) -> tuple[list[str
         which = ", ".join(str(id) for id in able[:5])
         return why_not, [f"detach or unpin something: instance {which} could take it and is full"]
     why_not += [f"instance {id}: {'; '.join(reasons)}" for id, reasons in sorted(known.why_not.items())[:5]]
-    return why_not, [f"launch an instance of {adapter.base_model} with LoRA, and attach it there"]
+    where = f" in {adapter.region}" if adapter.region is not None else ""
+    return why_not, [f"launch an instance of {adapter.base_model} with LoRA{where}, and attach it there"]
 
 
 def _of_versions(known: Known) -> list[str]:
@@ -248,19 +254,26 @@ def _of_versions(known: Known) -> list[str]:
             f"version {adapter.wanted_version} goes live once all that must have it do: {how}{trouble}"
         )
     if adapter.canary_version is not None:
-        said.append(
-            f"version {adapter.canary_version} gets {(adapter.canary_share or 0):.0%} of the requests"
-        )
+        tried = known.canary
+        where = f" where it is, on {tried.ready} of {tried.wanted} replicas" if tried is not None else ""
+        trouble = f"; {tried.failure.message} ({tried.failure.code})" if tried and tried.failure else ""
+        share = f"{(adapter.canary_share or 0):.0%}"
+        said.append(f"version {adapter.canary_version} gets {share} of the requests{where}{trouble}")
     if known.setback is not None:
         said.append(known.setback)
     return said
 
 
 def _summary(
-    adapter: Adapter, places: Sequence[PlaceExplained], serving: int, wanted: int, why_not: Sequence[str]
+    known: Known, places: Sequence[PlaceExplained], serving: int, wanted: int, why_not: Sequence[str]
 ) -> str:
+    adapter = known.adapter
+    if serving and known.refused_until is not None:
+        return f"{adapter.name} is on {serving} of {wanted} replicas, and not served: {why_not[0]}."
     if serving:
         return f"{adapter.name} is served by {serving} of {wanted} replicas."
+    if not why_not and any(place.wish == "on_demand" and not place.why_not for place in places):
+        return f"{adapter.name} is on no replica now; a request for it loads it."
     reasons = [*why_not]
     for place in places:
         reasons += place.why_not

@@ -62,6 +62,8 @@ def explain_replica(
             replica.id, replica.region, state, False, retry_at=retry_at, why_not=why_not, next=following
         )
     why_not, following = _of_row(row, where)
+    if status.detail and following is None:  # it misses probes
+        following = f"{status.detail}; at the last its agent ends the engine and starts it again"
     return ReplicaExplained(
         replica.id,
         replica.region,

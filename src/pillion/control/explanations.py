@@ -11,7 +11,8 @@ from pillion.control.explain import Explanation, Known, explain
 from pillion.control.flips import Fleet, Spread, spread
 from pillion.control.keys import Principal
 from pillion.control.plan import spec_of
-from pillion.store.rows import Adapter, AdapterVersion, Instance, VersionBytes
+from pillion.core.usage import QUARANTINE_S
+from pillion.store.rows import Adapter, AdapterVersion, Event, Instance, VersionBytes
 from pillion.store.transaction import Tx
 
 
@@ -24,6 +25,9 @@ async def explained(control: Control, who: Principal, ref: str) -> Explanation:
         instances = await _instances(tx, who, adapter, {row.instance_id for row in attachments})
         live = next((v for v in versions if v.version == adapter.live_version), None)
         now = control.clock()
+        died = await tx.events.list(
+            who.account, subject=f"adapter:{adapter.id}", kinds=["adapter_quarantined"], newest=True, limit=1
+        )
         why_not = {i.id: obstacles(adapter, live, i) + _pool(i) for i in instances.values()}
         held = {id: await tx.everyone.held_slots(id, now) for id, reasons in why_not.items() if not reasons}
     controller = control.controller
@@ -42,8 +46,10 @@ async def explained(control: Control, who: Principal, ref: str) -> Explanation:
             facts=control.agents.facts,
             tries=controller.tries(),
             now=now,
-            coming=_coming(adapter, versions, fleet),
+            coming=_on_its_way(adapter, adapter.wanted_version, versions, fleet),
+            canary=_on_its_way(adapter, adapter.canary_version, versions, fleet),
             setback=_setback(adapter, versions),
+            refused_until=_refused_until(died, live, now),
         )
     )
 
@@ -59,9 +65,18 @@ async def _instances(tx: Tx, who: Principal, adapter: Adapter, wished: set[int])
     return instances
 
 
-def _coming(adapter: Adapter, versions: Sequence[AdapterVersion], fleet: Fleet) -> Spread | None:
+def _refused_until(died: Sequence[Event], live: AdapterVersion | None, now: float) -> float | None:
+    """When the quarantine of the live version ends. `died`: the last event that tells of one."""
+    since = live.live_at if live is not None else None
+    ends = [event.at + QUARANTINE_S for event in died if since is None or since < event.at]
+    return next((end for end in ends if end > now), None)
+
+
+def _on_its_way(
+    adapter: Adapter, number: int | None, versions: Sequence[AdapterVersion], fleet: Fleet
+) -> Spread | None:
     numbered = {v.version: VersionBytes(v.version, v.digest, v.rank, v.size_bytes) for v in versions}
-    wanted = numbered.get(adapter.wanted_version or 0)
+    wanted = numbered.get(number or 0)
     return None if wanted is None else spread(adapter, numbered.get(adapter.live_version or 0), wanted, fleet)
 
 

@@ -37,6 +37,10 @@ class Used(msgspec.Struct, frozen=True, array_like=True, tag="used"):
     cold: bool
 
 
+# So long a gateway refuses a version of an adapter that two replicas died with.
+QUARANTINE_S = 60.0
+
+
 class Incident(msgspec.Struct, frozen=True, array_like=True, tag="incident"):
     """Something the account should hear of, as an event of `adapter`."""
 

@@ -231,5 +231,8 @@ class Attachments:
 
 
 def _already(there: Attachment) -> str:
-    how = "being detached from" if there.state == "detaching" else f"{there.hold} on"
-    return f"Adapter {there.adapter_row_id} is {how} instance {there.instance_id} already."
+    adapter, instance = f"adapter {there.adapter_row_id}", f"instance {there.instance_id}"
+    if there.state == "detaching":
+        within = f" for up to {there.drain_deadline_s:g} s" if there.drain_deadline_s is not None else ""
+        return f"{adapter} is still being detached from {instance}, until its requests end{within}; then attach it again."
+    return f"{adapter} is {there.hold} on {instance} already."
