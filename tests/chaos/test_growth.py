@@ -30,6 +30,7 @@ from pillion.control import (
 from pillion.control.instances import Launch
 from pillion.control.loads import Load
 from pillion.core import snapshot as wire
+from pillion.core.errors import AdapterInUseError
 from pillion.core.replica import LoraSpec
 from pillion.store import tables
 from tests.chaos.site import BASE, SLOTS, Site
@@ -72,6 +73,18 @@ class Life(Site):
             self.control.changes.notify()
             await self.control.controller.ticked.wait(seen, 0.5)
 
+    async def deleted(self, adapter: str) -> None:
+        """It may be draining yet."""
+        end = time.monotonic() + DEADLINE_S
+        while True:
+            seen = self.control.controller.ticked.count
+            try:
+                await adapters.delete(self.control, self.accounts[0], adapter, True)
+                return
+            except AdapterInUseError as error:
+                assert time.monotonic() < end, error.message
+            await self.control.controller.ticked.wait(seen, 0.5)
+
     async def one_life(self) -> None:
         who = self.accounts[0]
         row = await self.register(0, None)
@@ -93,7 +106,7 @@ class Life(Site):
             await self.until(model, 404)
         else:
             await sessions.end(self.control, who, f"s{row.row_id}")
-        await adapters.delete(self.control, who, row.id, True)
+        await self.deleted(row.id)
         key = await keys.create(self.control, who, "k", ["inference"])
         await keys.revoke(self.control, who, key.id)
         self.operations += 11
