@@ -1,15 +1,19 @@
 """From rows and facts to the content of a routing snapshot."""
 
+import random
 from typing import Any
 
 import msgspec
 import pytest
 
+from pillion.control.mirror import Touched
 from pillion.control.on_demand import Permits
 from pillion.control.routes import Routed
+from pillion.control.snapshots import Publisher
 from pillion.core import snapshot as wire
 from pillion.core.catalogue import Catalogue, CatalogueModel, Region
 from pillion.core.names import engine_name
+from pillion.core.replica import LoraSpec
 from pillion.store.rows import ApiKey, RegisteredModel, SnapshotRows
 from tests.control.things import DIGEST, NOW, adapter, attachment, instance, replica, resident, spec, status
 
@@ -140,3 +144,45 @@ def test_what_did_not_change_is_not_worked_out_again() -> None:
     assert [found.ready for found in other.instances[0].replicas] == [False]
     silent = content(known, changed, replicas, heard[:1])
     assert silent.instances[0].replicas == ()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_step_by_step_it_is_what_all_at_once_gives(seed: int) -> None:
+    """What is published after each of many changes, put together from what gateways are told."""
+    draw = random.Random(seed)
+    known, publisher, parts = Routed(), Publisher(b"pepper", lambda: NOW), {}
+    there: wire.Snapshot | None = None
+    for number in range(60):
+        before, parts = parts, dict(parts)
+        accounts = draw.sample([None, "acc_a", "acc_b", "acc_c"], draw.randint(0, 2))
+        for account in accounts:
+            if draw.random() < 0.2:
+                parts.pop(account, None)
+                continue
+            spec_of = spec(lora=LoraSpec(enabled=True, max_adapters=2, on_demand=draw.random() < 0.5))
+            id = {None: 1, "acc_a": 2, "acc_b": 3, "acc_c": 4}[account]
+            parts[account] = rows_of(
+                adapters=[] if account is None else [adapter(id, account_id=account, name=f"n{number}")],
+                instances=[instance(id, account_id=account, spec=spec_of)] if draw.random() < 0.7 else [],
+            )
+        replicas = [replica(f"r{id}", instance=id) for id in draw.sample(range(1, 5), 3)]
+        heard = {one.id: status(one.id, ready=draw.random() < 0.7) for one in replicas[: draw.randint(0, 3)]}
+        last = Touched(before, frozenset(accounts)) if draw.random() < 0.7 else None
+        made = known.content(parts, replicas, heard, CATALOGUE, Permits(b"key"), last)
+        version = publisher.version
+        if publisher.publish(made) != version:
+            if there is None:
+                there = wire.whole(made, publisher.version, NOW, b"pepper", "")
+            else:
+                news = wire.decode_news(publisher._deltas[version])
+                assert isinstance(news, wire.Delta)
+                there = wire.patched(there, news)
+        fresh = Routed().content(parts, replicas, heard, CATALOGUE, Permits(b"key"))
+        assert there is not None
+        expected = wire.whole(fresh, there.version, there.made_at, b"pepper", "")
+        assert in_order(there) == in_order(expected)
+
+
+def in_order(found: wire.Snapshot) -> Any:
+    many = (found.models, found.adapters, found.instances)
+    return found.keys, *(sorted(rows, key=lambda row: str(getattr(row, "id", row))) for rows in many)

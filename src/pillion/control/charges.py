@@ -97,9 +97,10 @@ def priced(control: Control, content: Content, prices: Iterable[Price]) -> Conte
         replace(model, prices=tuple(by[model.name]), context=contexts.get(model.name))
         for model in content.models
     )
-    accounts, spent = content.accounts, control.spent_keys
-    if spent:
-        accounts = {account: _with_spent(owned, spent) for account, owned in accounts.items()}
+    spent = control.spent_keys
+    if not spent:
+        return Content(content.accounts, models, content.instances, content.touched)
+    accounts = {account: _with_spent(owned, spent) for account, owned in content.accounts.items()}
     return Content(accounts, models, content.instances)
 
 

@@ -75,6 +75,7 @@ class Controller:
         self._mirror = Mirror(control.db, lambda: asyncio.get_running_loop().time())
         self._routed_before = Routed()
         self._rows: SnapshotRows | None = None
+        self._adapters = self._mirror.adapters
         self._permits = Permits(b"")
         self._written, self._read_at = -1, 0.0
         self._publishing = asyncio.Lock()
@@ -140,6 +141,7 @@ class Controller:
         stale = written != self._written or now - self._read_at >= OBSERVE_S
         if stale or self._rows is None:
             self._rows = await self._mirror.read()
+            self._adapters = self._mirror.adapters
             self._written, self._read_at = written, now
         return self._rows
 
@@ -147,7 +149,12 @@ class Controller:
         control = self._control
         facts = control.agents.presumed()
         content = self._routed_before.content(
-            self._mirror.parts, self._groups.replicas, facts, control.catalogue, self._permits
+            self._mirror.parts,
+            self._groups.replicas,
+            facts,
+            control.catalogue,
+            self._permits,
+            self._mirror.last,
         )
         return control.publisher.publish(charges.priced(control, content, rows.prices))
 
@@ -191,9 +198,9 @@ class Controller:
         self._wishes = Wishes(
             {instance.id: instance for instance in self._rows.instances},
             self._rows.attachments,
-            {found.adapter.row_id: found for found in self._rows.adapters},
+            self._adapters.by_row,
             self._staying(self._rows),
-            [a for a in self._rows.adapters if a.wanted is not None or a.canary is not None],
+            list(self._adapters.moving.values()),
         )
         self._groups.move(plan.groups(self._wishes.instances.values()))
         facts = self._forgive()
@@ -215,7 +222,8 @@ class Controller:
         """Of what replicas have, adapters whose time to live is not over."""
         facts, now = self._control.agents.facts, self._control.clock()
         ids = {row.engine_name.partition("@")[0] for status in facts.values() for row in status.adapters}
-        return on_demand.staying((a for a in rows.adapters if a.adapter.id in ids), rows.attachments, now)
+        found = (adapter for id in ids if (adapter := self._adapters.by_id.get(id)) is not None)
+        return on_demand.staying(found, rows.attachments, now)
 
     async def _hand_over(self) -> None:
         """No version leaves a grant before gateways know that another has taken its place."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec.structs import replace
 
 from pillion.store.account_changes import KEPT_S
 from pillion.store.database import Database
-from pillion.store.rows import SnapshotRows
+from pillion.store.rows import RoutedAdapter, SnapshotRows
 
 # From so many on, all of them are read in one go.
 MANY = 200
@@ -18,8 +19,39 @@ NOTHING = SnapshotRows([], [], [], [], [])
 Account = str | None
 
 
+@dataclass(frozen=True)
+class Touched:
+    """Accounts whose parts are others than in `before`."""
+
+    before: Mapping[Account, SnapshotRows]
+    accounts: frozenset[Account]
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """All adapters: by row id, by public id, and by row id those with a version that is to go live or a canary."""
+
+    by_row: dict[int, RoutedAdapter] = field(default_factory=dict)
+    by_id: dict[str, RoutedAdapter] = field(default_factory=dict)
+    moving: dict[int, RoutedAdapter] = field(default_factory=dict)
+
+    def patched(self, gone: Iterable[RoutedAdapter], come: Iterable[RoutedAdapter]) -> Adapters:
+        made = Adapters(dict(self.by_row), dict(self.by_id), dict(self.moving))
+        for row in gone:
+            del made.by_row[row.adapter.row_id], made.by_id[row.adapter.id]
+            made.moving.pop(row.adapter.row_id, None)
+        for row in come:
+            made.by_row[row.adapter.row_id] = made.by_id[row.adapter.id] = row
+            if row.wanted is not None or row.canary is not None:
+                made.moving[row.adapter.row_id] = row
+        return made
+
+
 class Mirror:
-    """`timer`: seconds that only grow. `parts` are each account's rows (None: the operator's), `rows` all of them."""
+    """`timer`: seconds that only grow. `parts` are each account's rows (None: the operator's), `rows` all of them.
+
+    `last`: how `parts` came to be. `adapters`: those of `rows`.
+    """
 
     def __init__(self, db: Database, timer: Callable[[], float]) -> None:
         self._db = db
@@ -27,6 +59,8 @@ class Mirror:
         self._mark: int | None = None
         self._read_at = 0.0
         self._by_id: dict[str, dict[Any, Any]] = {name: {} for name in _IDS}
+        self.last: Touched | None = None
+        self.adapters = Adapters()
         self.parts: Mapping[Account, SnapshotRows] = {}
         self.rows = NOTHING
 
@@ -51,31 +85,34 @@ class Mirror:
         found = _by_account(fresh, changed or ())
         if changed is None:
             found |= dict.fromkeys(self.parts.keys() - found.keys(), NOTHING)
-        parts, differ = dict(self.parts), []
+        parts, differ, touched = dict(self.parts), [], set()
         for account, part in found.items():
             before = parts.get(account, NOTHING)
             if part == before:
                 continue
             differ.append((before, part))
+            touched.add(account)
             if part == NOTHING:
                 del parts[account]
             else:
                 parts[account] = part
-        self.parts = parts
         if differ:
+            self.last = Touched(self.parts, frozenset(touched))
+            self.parts = parts
+            self.adapters = self.adapters.patched(
+                (row for before, _ in differ for row in before.adapters),
+                (row for _, part in differ for row in part.adapters),
+            )
             self._whole(differ)
 
     def _whole(self, differ: Sequence[tuple[SnapshotRows, SnapshotRows]]) -> None:
         """All rows: what changed goes, what it has become comes. Attachments and instances are in the order of ids."""
-        self._by_id = {name: dict(rows) for name, rows in self._by_id.items()}
         for name, id_of in _IDS.items():
             rows = self._by_id[name]
             for before, part in differ:
-                now = {id_of(row): row for row in getattr(part, name)}
                 for row in getattr(before, name):
-                    if id_of(row) not in now:
-                        del rows[id_of(row)]
-                rows |= now
+                    del rows[id_of(row)]
+                rows |= {id_of(row): row for row in getattr(part, name)}
         suspended, tiers = set(self.rows.suspended), dict(self.rows.tiers)
         for before, part in differ:
             suspended -= before.suspended
@@ -84,6 +121,7 @@ class Mirror:
                 del tiers[account]
             tiers |= part.tiers
         lists = {name: list(rows.values()) for name, rows in self._by_id.items()}
+        lists["adapters"] = list(self.adapters.by_row.values())
         lists["attachments"].sort(key=_id)
         lists["instances"].sort(key=_id)
         self.rows = SnapshotRows(
@@ -135,7 +173,6 @@ _OWNERS: dict[str, Callable[[Any], Account]] = {
 _IDS: dict[str, Callable[[Any], Any]] = {
     "keys": _id,
     "models": _id,
-    "adapters": lambda row: row.adapter.row_id,
     "attachments": _id,
     "instances": _id,
 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+from pillion.control.mirror import Touched
 from pillion.control.on_demand import Permits, Takers, ends, loads, takers
 from pillion.control.plan import name_of, spec_of
 from pillion.core import snapshot as wire
@@ -21,7 +22,10 @@ class Routed:
     """
 
     def __init__(self) -> None:
-        self._known: dict[str | None, tuple[SnapshotRows, Takers, Owned]] = {}
+        self._parts: Mapping[str | None, SnapshotRows] = {}
+        self._pools: Takers = frozenset()
+        self._owned: Mapping[str | None, Owned] = {}
+        self._rows: dict[int, Instance] = {}
         self._replicas: dict[str, tuple[Replica, ReplicaStatus, bool, wire.Replica]] = {}
         self._instances: dict[int, tuple[Instance, wire.Instance]] = {}
 
@@ -32,36 +36,54 @@ class Routed:
         facts: Mapping[str, ReplicaStatus],
         catalogue: Catalogue,
         permits: Permits,
+        last: Touched | None = None,
     ) -> Content:
-        """`parts`: by account, the operator's under None. Instances with the replicas that were heard."""
+        """`parts`: by account, the operator's under None; `last`: how they came to be. Instances with the replicas that were
+        heard.
+        """
         pools = takers(parts[None].instances) if None in parts else frozenset()
-        known = {}
-        for account, part in parts.items():
-            before = self._known.get(account)
-            if before is None or before[0] is not part or before[1] != pools:
-                before = part, pools, _own(part, permits, pools | takers(part.instances))
-            known[account] = before
-        self._known = known
+        touched = self._touched(parts, pools, last)
+        before, owned = self._owned, dict(self._owned)
+        for account in touched:
+            for row in self._parts[account].instances if account in self._parts else ():
+                self._rows.pop(row.id, None)
+            if (part := parts.get(account)) is None:
+                owned.pop(account, None)
+                continue
+            owned[account] = _own(part, permits, pools | takers(part.instances))
+            self._rows |= {row.id: row for row in part.instances if row.wanted == "running"}
+        self._parts, self._pools, self._owned = parts, pools, owned
         return Content(
-            {account: owned for account, (_, _, owned) in known.items()},
+            owned,
             tuple(wire.Model(m.name, None, m.kind, m.lora) for m in catalogue.models),
-            self._running(parts.values(), replicas, facts),
+            self._running(replicas, facts),
+            (before, touched),
         )
 
+    def _touched(
+        self, parts: Mapping[str | None, SnapshotRows], pools: Takers, last: Touched | None
+    ) -> Collection[str | None]:
+        """Accounts whose routes are to be worked out."""
+        if pools != self._pools:
+            return parts.keys() | self._parts.keys()
+        if parts is self._parts:
+            return ()
+        if last is not None and last.before is self._parts:
+            return last.accounts
+        known = self._parts
+        other = {account for account, part in parts.items() if known.get(account) is not part}
+        return other | (known.keys() - parts.keys())
+
     def _running(
-        self, parts: Iterable[SnapshotRows], replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus]
+        self, replicas: Iterable[Replica], facts: Mapping[str, ReplicaStatus]
     ) -> tuple[wire.Instance, ...]:
         by_instance: dict[int, list[Replica]] = {}
         for replica in sorted(replicas, key=lambda replica: replica.id):
             if replica.id in facts:
                 by_instance.setdefault(replica.instance, []).append(replica)
         before, self._replicas = self._replicas, {}
-        wanted = sorted(
-            (row for part in parts for row in part.instances if row.wanted == "running"),
-            key=lambda row: row.id,
-        )
         found = {}
-        for row in wanted:
+        for _, row in sorted(self._rows.items()):
             known = self._instances.get(row.id)
             on_demand = loads(row) if known is None or known[0] is not row else known[1].on_demand
             heard = tuple(self._heard(r, facts[r.id], on_demand, before) for r in by_instance.get(row.id, ()))

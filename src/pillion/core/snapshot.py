@@ -5,7 +5,7 @@ It is the only thing the two share. Times are absolute seconds since the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -127,11 +127,15 @@ class Owned:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Content:
-    """What a snapshot is made of: by account, the catalogue's models, and instances in the order of their ids."""
+    """What a snapshot is made of: by account, the catalogue's models, and instances in the order of their ids.
+
+    `touched`: by account as it was before, and the accounts that may be others since; None where nobody knows.
+    """
 
     accounts: Mapping[str | None, Owned]
     models: tuple[Model, ...] = ()
     instances: tuple[Instance, ...] = ()
+    touched: tuple[Mapping[str | None, Owned], Collection[str | None]] | None = None
 
     @property
     def all_models(self) -> tuple[Model, ...]:
@@ -221,7 +225,7 @@ def difference(before: Content, after: Content, since: int, version: int, made_a
     adapters: list[Adapter] = []
     gone_adapters: list[tuple[str, int]] = []
     models_differ = before.models != after.models
-    for account in _touched(before.accounts, after.accounts):
+    for account in _touched(before, after):
         old, new = before.accounts.get(account, _NOTHING), after.accounts.get(account, _NOTHING)
         keys |= {lookup: key for lookup, key in new.keys.items() if old.keys.get(lookup) != key}
         gone_keys |= dict.fromkeys(old.keys.keys() - new.keys.keys())
@@ -273,12 +277,14 @@ def _same_but_replicas(one: Instance, other: Instance) -> bool:
 _NOTHING = Owned()
 
 
-def _touched(before: Mapping[str | None, Owned], after: Mapping[str | None, Owned]) -> Iterator[str | None]:
-    """Accounts whose objects differ."""
-    for account, owned in after.items():
-        if before.get(account) is not owned:
-            yield account
-    yield from before.keys() - after.keys()
+def _touched(before: Content, after: Content) -> Collection[str | None]:
+    """Accounts whose objects differ, and perhaps others."""
+    if after.touched is not None and after.touched[0] is before.accounts:
+        return after.touched[1]
+    known, now = before.accounts, after.accounts
+    return [account for account, owned in now.items() if known.get(account) is not owned] + [
+        *known.keys() - now.keys()
+    ]
 
 
 def patched(snapshot: Snapshot, delta: Delta) -> Snapshot:
