@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import time
@@ -78,11 +79,10 @@ class Life(Site):
         end = time.monotonic() + DEADLINE_S
         while True:
             seen = self.control.controller.ticked.count
-            try:
+            with contextlib.suppress(AdapterInUseError):
                 await adapters.delete(self.control, self.accounts[0], adapter, True)
                 return
-            except AdapterInUseError as error:
-                assert time.monotonic() < end, error.message
+            assert time.monotonic() < end, f"{adapter} is in use"
             await self.control.controller.ticked.wait(seen, 0.5)
 
     async def one_life(self) -> None:
