@@ -186,6 +186,26 @@ EXPLAINED = {
 
 
 WALLET = {"enabled": True, "available": 2_490_000, "held": 0, "free": 2_000_000, "leased": 490_000, "owed": 0}
+USED = {
+    "id": 7,
+    "at": 1_700_000_000.0,
+    "request_id": "req-7",
+    "status": "200",
+    "key_id": "key_1",
+    "model": "pirate:1",
+    "base_model": "tiny",
+    "adapter_id": "adp_1",
+    "adapter_version": 1,
+    "instance_id": 1,
+    "replica": "r",
+    "region": "local",
+    "prompt_tokens": 3,
+    "cached_tokens": 0,
+    "completion_tokens": 4,
+    "ttft_ms": 1.5,
+    "duration_ms": 2.5,
+    "cold": False,
+}
 TRANSACTION = {
     "object": "transaction",
     "id": 1,
@@ -420,6 +440,7 @@ class FakeApi:
             ("POST", "/v1/admin/accounts", always(lambda: account, 201)),
             ("POST", "/v1/admin/accounts/{id}/keys", always(lambda: SECRET, 201)),
             ("GET", "/v1/usage/summary", pages({"adapter": "pirate", "requests": 3, "tokens": 42})),
+            ("GET", "/v1/usage/events", self._used),
             ("GET", "/v1/billing/snapshot", always(lambda: {"wallet": WALLET, "paid": 1_500_000})),
             ("GET", "/v1/billing/transactions", pages(TRANSACTION)),
             ("GET", "/v1/admin/credits", pages(TRANSACTION)),
@@ -434,6 +455,11 @@ class FakeApi:
         if request.query.get("after") == "c1":
             return listing([adapter(2, "poet")])
         return listing([adapter(1, "pirate", attachments=[attachment(1, "ready", 2)])], "c1")
+
+    async def _used(self, request: web.Request) -> web.Response:
+        if request.query.get("format") == "csv":
+            return web.Response(text="id,model\r\n7,pirate:1\r\n", content_type="text/csv")
+        return listing([USED])
 
     async def _import(self, request: web.Request) -> web.Response:
         body = {"adapter": adapter(1, "pirate", state="importing"), "job": job("queued", 0.0, "queued")}

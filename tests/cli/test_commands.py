@@ -475,6 +475,16 @@ def test_members_and_invites(run: Run, api: FakeApi) -> None:
     assert json.loads(run("invites", "revoke", "inv_1", "--json").stdout)["deleted"] is True
 
 
+def test_single_requests(run: Run, api: FakeApi) -> None:
+    shown = run("usage", "events", "--adapter", "adp_1", "--after", "6", "--limit", "5").stdout
+    assert shown.split("\t")[2:4] == ["pirate:1", "adp_1"]
+    assert api.requests[-1][1] == "/v1/usage/events?adapter_id=adp_1&after=6&limit=5"
+    assert json.loads(run("usage", "events", "--json").stdout)["data"][0]["id"] == 7
+    assert run("usage", "events", "--csv", "--key", "key_1").stdout == "id,model\n7,pirate:1\n"
+    assert api.requests[-1][1] == "/v1/usage/events?key_id=key_1&format=csv"
+    assert run("usage", "events", "--csv", "--limit", "5").exit_code == 2
+
+
 def test_usage(run: Run, api: FakeApi) -> None:
     assert run("usage", "--window", "7d", "--group-by", "adapter").stdout == "pirate\t3\t42\n"
     assert api.requests[-1][1] == "/v1/usage/summary?window=7d&group_by=adapter"

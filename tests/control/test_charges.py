@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec.structs import replace
 
-from pillion.control import charges, keys, usage, usage_queries
+from pillion.control import charges, keys, leftovers, usage, usage_queries
 from pillion.control.context import Control
 from pillion.control.keys import Principal, Terms
 from pillion.core.usage import Report
@@ -89,3 +89,33 @@ async def test_a_key_that_spent_its_limit_is_told_to_gateways_until_the_month_is
         assert await spent() == [over, False]
     office.world.clock.ahead += 31 * 24 * HOUR
     assert await spent() == [False, False]
+
+
+async def test_old_events_go_once_they_are_paid_and_their_sums_stay(
+    office: Office, control: Control, who: Principal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "BATCH", 2)
+    await office.topup(who, 10**7)
+    used = [tokens(seq, who.account, office.now, 1000, 100) for seq in range(1, 6)]
+    await usage.take(control, Report("s", 1, tuple(used)))
+    office.world.clock.ahead += 40 * 24 * HOUR
+    keep = leftovers.Keep(usage_s=30 * 24 * HOUR)
+    assert (await leftovers.forget(control, keep))["usage"] == 0, "it is owed for"
+    before = await usage_queries.snapshot(control, who)
+    await office.billing.step()
+    paid = await office.balances(who)
+    young = tokens(6, who.account, office.now, 1, 1)
+    await usage.take(control, Report("s", 1, (young,)))
+    assert (await leftovers.forget(control, keep))["usage"] == 5
+    assert [
+        event.completion_tokens for event in (await usage_queries.events(control, who, None, 10)).data
+    ] == [1]
+    async with control.db.read() as tx:
+        (summed,) = await tx.usage.sums(
+            who.account, since=office.now - 41 * 24 * HOUR, until=office.now - HOUR
+        )
+    assert (summed.requests, summed.prompt_tokens) == (5, 5000)
+    assert await office.balances(who) == paid
+    assert before.wallet.owed > 0
+    await usage.take(control, Report("s", 1, tuple(used)))
+    assert (await leftovers.forget(control, keep))["usage"] == 0, "what went does not come back"

@@ -1,4 +1,4 @@
-"""`pillion keys`, `pillion account`, `pillion accounts`, `pillion usage`."""
+"""`pillion keys`, `pillion account`, `pillion accounts`."""
 
 from __future__ import annotations
 
@@ -30,20 +30,6 @@ class Tier(StrEnum):
     shared = "shared"
     reserved = "reserved"
     dedicated = "dedicated"
-
-
-class Window(StrEnum):
-    day = "24h"
-    week = "7d"
-    thirty_days = "30d"
-    month = "month"
-
-
-class GroupBy(StrEnum):
-    model = "model"
-    adapter = "adapter"
-    key = "key"
-    day = "day"
 
 
 Scopes = Annotated[
@@ -247,29 +233,6 @@ def create_account_key(
     """Make a key for an account, to hand over, and print it. It is shown this once."""
     with session(ctx) as client:
         _show_new(client.admin.accounts.create_key(account, name, scopes=scope or None), as_json)
-
-
-def usage(
-    ctx: typer.Context,
-    window: Annotated[Window, typer.Option("--window", help="How far back.")] = Window.day,
-    group_by: Annotated[GroupBy, typer.Option("--group-by", help="What a line stands for.")] = GroupBy.model,
-    as_json: Json = False,
-) -> None:
-    """Sum up requests and tokens."""
-    from pillion.cli import output
-
-    with session(ctx) as client:
-        summary = client.usage.summary(window=window, group_by=group_by)
-    if as_json:
-        output.print_json(summary)
-        return
-    groups: list[dict[str, Any]] = summary.get("data") or []
-    titles = list(dict.fromkeys(title for group in groups for title in group))
-    rows = [
-        ["" if group.get(title) is None else output.plain(group[title]) for title in titles]
-        for group in groups
-    ]
-    output.print_rows(titles, rows)
 
 
 def _change(ctx: typer.Context, account: str, changes: dict[str, Any], as_json: bool) -> None:

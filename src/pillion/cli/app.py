@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pillion.cli import account, adapters, billing, chat, events, instances, jobs, models, team
+from pillion.cli import account, adapters, billing, chat, events, instances, jobs, models, team, usage
 from pillion.cli.session import Target
 
 HELP = """Many LoRA adapters on a few running base models.
@@ -96,7 +96,7 @@ app.add_typer(account.accounts, name="accounts")
 app.command("regions")(models.regions)
 app.command("gpu-types")(models.gpu_types)
 app.command("chat")(chat.chat)
-app.command("usage")(account.usage)
+app.add_typer(usage.app, name="usage")
 app.command("balance")(billing.balance)
 app.command("transactions")(billing.transactions)
 app.add_typer(billing.prices, name="prices")

@@ -23,6 +23,7 @@ from pillion.sdk.types import (
     Region,
     Replica,
     Transaction,
+    UsageEvent,
 )
 
 ADAPTERS = [
@@ -185,6 +186,18 @@ TRANSACTIONS = [
     Column[Transaction]("balance", lambda t: t.balance_after, money),
     Column[Transaction]("for", lambda t: t.subject),
     Column[Transaction]("note", lambda t: t.note),
+]
+USAGE = [
+    Column[UsageEvent]("id", lambda u: u.id),
+    Column[UsageEvent]("at", lambda u: u.at, moment),
+    Column[UsageEvent]("model", lambda u: u.model),
+    Column[UsageEvent]("adapter", lambda u: u.adapter_id),
+    Column[UsageEvent]("version", lambda u: u.adapter_version),
+    Column[UsageEvent]("key", lambda u: u.key_id),
+    Column[UsageEvent]("status", lambda u: u.status),
+    Column[UsageEvent]("in", lambda u: u.prompt_tokens),
+    Column[UsageEvent]("out", lambda u: u.completion_tokens),
+    Column[UsageEvent]("ms", lambda u: round(u.duration_ms)),
 ]
 PRICES = [
     Column[Price]("kind", lambda p: p.kind),

@@ -1,5 +1,5 @@
 """What nobody needs any more: bytes of adapters that were deleted, of registrations and receptions that broke off; old
-events, audit rows and logs of jobs.
+events, audit rows, logs of jobs and usage events.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Keep:
     events_s: float = 0.0
     audit_s: float = 0.0
     job_logs_s: float = 0.0
+    usage_s: float = 0.0
 
 
 async def run(control: Control, keep: Keep) -> None:
@@ -57,7 +58,12 @@ async def clear(control: Control) -> list[str]:
 
 async def forget(control: Control, keep: Keep) -> dict[str, int]:
     """Drop what is older than is to be kept; how many rows went."""
-    kept = {"events": keep.events_s, "audit": keep.audit_s, "job_logs": keep.job_logs_s}
+    kept = {
+        "events": keep.events_s,
+        "audit": keep.audit_s,
+        "job_logs": keep.job_logs_s,
+        "usage": keep.usage_s,
+    }
     gone = {what: await _drop(control, what, seconds) for what, seconds in kept.items() if seconds}
     if any(gone.values()):
         log.info("old_rows_dropped", rows=gone)
@@ -75,6 +81,7 @@ async def _drop(control: Control, what: str, seconds: float) -> int:
                 "events": tx.retention.events,
                 "audit": tx.retention.audit,
                 "job_logs": tx.retention.job_logs,
+                "usage": tx.retention.usage,
             }[what]
             found = await drop(before, BATCH)
         if not found:

@@ -158,6 +158,7 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events_days: Days = 90.0
     audit_days: Days = 365.0
     job_logs_days: Days = 90.0
+    usage_days: Days = 400.0
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -143,7 +143,9 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
 
 def _keep(config: Config) -> leftovers.Keep:
     days = config.retention
-    return leftovers.Keep(days.events_days * DAY_S, days.audit_days * DAY_S, days.job_logs_days * DAY_S)
+    return leftovers.Keep(
+        days.events_days * DAY_S, days.audit_days * DAY_S, days.job_logs_days * DAY_S, days.usage_days * DAY_S
+    )
 
 
 def _provider(config: Config) -> Provider | None:

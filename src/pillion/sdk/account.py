@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pillion.sdk import streams
 from pillion.sdk.billing import AdminCredits, AdminPrices
 from pillion.sdk.transport import Transport, segment
 from pillion.sdk.types import Account, Invite, Key, UsageEvent, read
@@ -81,10 +82,25 @@ class Usage:
         found: dict[str, Any] = self._transport.get("/v1/usage/summary", query)
         return found
 
-    def events(self, *, adapter_id: str | None = None, limit: int | None = None) -> Iterator[UsageEvent]:
-        """One for each request, oldest first."""
-        query = {} if adapter_id is None else {"adapter_id": adapter_id}
+    def events(
+        self,
+        *,
+        adapter_id: str | None = None,
+        key_id: str | None = None,
+        after: str | int | None = None,
+        limit: int | None = None,
+    ) -> Iterator[UsageEvent]:
+        """One for each request, oldest first; `after` is the id of the last one that is known."""
+        query = _given(adapter_id=adapter_id, key_id=key_id, after=after)
         return self._transport.pages(UsageEvent, "/v1/usage/events", query, limit=limit)
+
+    def csv(
+        self, *, adapter_id: str | None = None, key_id: str | None = None, after: str | int | None = None
+    ) -> Iterator[str]:
+        """The same as lines of CSV, the first with the columns' names."""
+        query = _given(adapter_id=adapter_id, key_id=key_id, after=after, format="csv")
+        with self._transport.stream("GET", "/v1/usage/events", params=query, timeout=60.0) as response:
+            yield from streams.lines(response)
 
     def snapshot(self) -> dict[str, Any]:
         """The month to date: by model, by day, and the share that went through adapters."""
@@ -136,3 +152,7 @@ class Admin:
         self.accounts = AdminAccounts(transport)
         self.prices = AdminPrices(transport)
         self.credits = AdminCredits(transport)
+
+
+def _given(**query: Any) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value is not None}
