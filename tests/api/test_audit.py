@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from pillion.control.login_limits import LoginLimits
 from pillion.core.errors import UnavailableError
+from tests.api.people import browser, join
 from tests.api.site import Site, found, refused
 
 
@@ -96,3 +98,39 @@ async def test_what_broke_has_an_outcome(site: Site, monkeypatch: pytest.MonkeyP
     refused(await site.a.delete("/v1/keys/key_1"), 500, "internal_error")
     (row,) = await rows(site)
     assert (row["status"], row["error"]) == (500, "internal_error")
+
+
+async def logged(site: Site, **params: Any) -> list[tuple[str, str, int, str | None]]:
+    """Logins of the tenant `a`, the oldest first."""
+    return [
+        (r["by"], r["subject"], r["status"], r["error"]) for r in await rows(site, action="log_in", **params)
+    ]
+
+
+async def test_who_logged_in_and_who_tried(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pillion.control.login_limits.PER_MINUTE", 3)
+    site.control.login_limits = LoginLimits(lambda: 0.0)
+    async with browser(site) as window:
+        ann = (await join(site, window, site.a, "ann@example.com"))["member"]["id"]
+        assert (await window.log_in("ann@example.com")).status_code == 200
+        refused(await window.log_in("ann@example.com", "wrong password"), 401, "invalid_login")
+        refused(await window.log_in("nobody@example.com", "hunter2 hunter2"), 401, "invalid_login")
+        for _ in range(3):
+            refused(await window.log_in("ann@example.com"), 429, "rate_limit_exceeded")
+        key = {"api_key": site.a.manage.headers["authorization"].split()[1]}
+        site.control.login_limits = LoginLimits(lambda: 0.0)
+        found(await window.post("/v1/auth/login", key))
+    way = "/v1/auth/login"
+    assert [(by, subject.split()[0], *rest) for by, subject, *rest in await logged(site)] == [
+        (ann, "/v1/invites/accept", 200, None),
+        (ann, way, 200, None),
+        (ann, way, 401, "invalid_login"),
+        (ann, way, 429, "rate_limit_exceeded"),
+        (site.a.who.key, way, 200, None),
+    ]
+    assert found(await site.b.get("/v1/account/audit"))["data"] == []
+    everyones = found(await site.admin.get("/v1/admin/audit", params={"action": "log_in"}))["data"]
+    (unknown,) = [row for row in everyones if row["account"] == ""]
+    assert (unknown["by"], unknown["status"]) == ("", 401)
+    assert "hunter2" not in str(everyones)
+    assert "nobody@" not in str(everyones)

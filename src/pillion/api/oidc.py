@@ -41,13 +41,18 @@ async def begin_login(
 
 @router.get(oidc.PATH, status_code=302, response_class=RedirectResponse, responses=_AWAY)
 async def end_login(
-    control: Ctl, request: Request, state: Text = None, code: Text = None, error: Text = None
+    control: Ctl,
+    address: Address,
+    request: Request,
+    state: Text = None,
+    code: Text = None,
+    error: Text = None,
 ) -> RedirectResponse:
     """Where the provider sends the browser back to."""
     begun = request.cookies.get(BEGUN)
     if begun is None or state is None or code is None:
         raise InvalidLoginError(f"the login was not finished: {(error or 'nothing came back')[:200]}.")
-    made, then = await oidc.finish(control, begun, state, code)
+    made, then = await oidc.finish(control, begun, state, code, address)
     response = RedirectResponse(then, 302)
     set_cookie(control, request, response, COOKIE, made.token, control.settings.session_s)
     response.delete_cookie(BEGUN)

@@ -55,7 +55,7 @@ async def accept(control: Control, token: str, name: str, password: str) -> logi
     hashed = await control.passwords.hash(password)
     async with control.db.transaction() as tx:
         member = await joined(control, tx, await waiting(control, tx, token), name, password=hashed)
-        return await logins.open_for(control, tx, member)
+        return await logins.open_for(control, tx, member, "/v1/invites/accept")
 
 
 async def joined(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass, replace
 
-from pillion.control import members
+from pillion.control import login_audit, members
 from pillion.control.context import Control
 from pillion.control.keys import Principal, admitted, authenticate
+from pillion.control.login_limits import TooManyTriesError
 from pillion.control.people_views import SessionView, member_view
 from pillion.core import keys
 from pillion.core.errors import (
@@ -22,6 +23,7 @@ from pillion.core.permissions import OF_MEMBERS
 from pillion.store.rows import Member
 from pillion.store.transaction import Tx
 
+PATH = "/v1/auth/login"
 TOKEN_LENGTH = 43
 MAX_ACCOUNTS = 8  # that one e-mail address is looked for in
 
@@ -41,8 +43,15 @@ async def with_password(
 
     Raises `InvalidLoginError`, after the same work for every reason; `RateLimitError`.
     """
-    email = email.strip().lower()[: members.MAX_EMAIL]
-    control.login_limits.take(email, address)
+    email, way = email.strip().lower()[: members.MAX_EMAIL], way_of(PATH, address)
+    try:
+        control.login_limits.take(email, address)
+    except TooManyTriesError as error:
+        if error.first:
+            async with control.db.read() as tx:
+                people = await tx.everyone.members_by_email(email, MAX_ACCOUNTS)
+            await login_audit.refused(control, people, way, error)
+        raise
     async with control.db.read() as tx:
         people = await tx.everyone.members_by_email(email, MAX_ACCOUNTS)
         named = {m.id: await tx.accounts.get(m.account_id) for m in people}
@@ -52,11 +61,13 @@ async def with_password(
     if not people:
         await control.passwords.check(password, None)
     if not right:
-        raise InvalidLoginError("the e-mail address or the password is wrong.")
+        wrong = InvalidLoginError("the e-mail address or the password is wrong.")
+        await login_audit.refused(control, people, way, wrong)
+        raise wrong
     if len(right) > 1:
         which = ", ".join(sorted(row.name for m in right if (row := named[m.id])))
         raise AmbiguousRefError(f"you are in several accounts: {which}. Say which.", param="account")
-    return await _enter(control, right[0], password)
+    return await _enter(control, right[0], password, way)
 
 
 async def with_key(control: Control, key: str, address: str) -> Opened:
@@ -64,14 +75,18 @@ async def with_key(control: Control, key: str, address: str) -> Opened:
     control.login_limits.take("", address)
     who = await authenticate(control, key, address)
     async with control.db.transaction() as tx:
-        return await _open(control, tx, who, None)
+        return await _open(control, tx, who, None, way_of(PATH, address))
 
 
-async def open_for(control: Control, tx: Tx, member: Member) -> Opened:
-    """A session of a member who has shown who they are."""
+async def open_for(control: Control, tx: Tx, member: Member, way: str) -> Opened:
+    """A session of a member who has shown who they are, in this `way`."""
     seen = await tx.members.update(member.account_id, member.id, last_login_at=control.clock())
     assert seen is not None
-    return await _open(control, tx, _as(seen), seen)
+    return await _open(control, tx, _as(seen), seen, way)
+
+
+def way_of(path: str, address: str) -> str:
+    return f"{path} from {address}" if address else path
 
 
 async def enter(control: Control, token: str, address: str) -> Principal:
@@ -133,21 +148,22 @@ def check_csrf(control: Control, token: str, given: str | None) -> None:
         raise CsrfError("send the session's csrf_token in the header x-pillion-csrf.")
 
 
-async def _enter(control: Control, member: Member, password: str) -> Opened:
+async def _enter(control: Control, member: Member, password: str, way: str) -> Opened:
     fresh = None
     if member.password is not None and control.passwords.outdated(member.password):
         fresh = await control.passwords.hash(password)
     async with control.db.transaction() as tx:
         if fresh is not None:
             await tx.members.update(member.account_id, member.id, password=fresh)
-        return await open_for(control, tx, member)
+        return await open_for(control, tx, member, way)
 
 
-async def _open(control: Control, tx: Tx, who: Principal, member: Member | None) -> Opened:
+async def _open(control: Control, tx: Tx, who: Principal, member: Member | None, way: str) -> Opened:
     now = control.clock()
     expires_at = now + control.settings.session_s
     token = "".join(control.choice(keys.ALPHABET) for _ in range(TOKEN_LENGTH))
     await tx.everyone.forget_logins(now)
+    await login_audit.entered(control, tx, who, way)
     await tx.logins.create(
         who.account,
         keys.digest(control.pepper, token),

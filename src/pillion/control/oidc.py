@@ -16,7 +16,7 @@ import msgspec
 import structlog
 from cryptography.fernet import InvalidToken
 
-from pillion.control import invites, logins, members
+from pillion.control import invites, login_audit, logins, members
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.core import keys
@@ -98,8 +98,21 @@ async def begin(control: Control, invite: str | None, account: str | None, then:
     return Start(url, kept.decode())
 
 
-async def finish(control: Control, cookie: str, state: str, code: str) -> tuple[logins.Opened, str]:
+async def finish(
+    control: Control, cookie: str, state: str, code: str, address: str
+) -> tuple[logins.Opened, str]:
     """The session of who came back with a code, and where they go. Raises `InvalidLoginError`."""
+    way = logins.way_of(PATH, address)
+    try:
+        return await _finish(control, cookie, state, code, way)
+    except InvalidLoginError as error:
+        await login_audit.refused(control, (), way, error)
+        raise
+
+
+async def _finish(
+    control: Control, cookie: str, state: str, code: str, way: str
+) -> tuple[logins.Opened, str]:
     provider, begun = _provider(control), _begun(control, cookie)
     if begun is None or begun.state != state:
         raise InvalidLoginError("this login was not begun in this browser, or too long ago; begin again.")
@@ -110,7 +123,7 @@ async def finish(control: Control, cookie: str, state: str, code: str) -> tuple[
     claims = _verified(provider, tokens, keyset, begun.nonce, control.clock())
     async with control.db.transaction() as tx:
         member = await _member(control, tx, provider, begun, claims)
-        return await logins.open_for(control, tx, member), begun.then
+        return await logins.open_for(control, tx, member, way), begun.then
 
 
 def _provider(control: Control) -> Provider:
