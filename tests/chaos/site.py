@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 from safetensors.numpy import save
 
 from pillion.api import internal
@@ -28,6 +29,7 @@ from pillion.core.names import engine_name
 from pillion.core.replica import Residency
 from pillion.core.routing import Route
 from pillion.gateway import feed
+from pillion.store import tables
 from pillion.store.database import Database
 from pillion.store.rows import Adapter, Attachment, Instance, RoutedAdapter, SnapshotRows
 from tests import adapter_files
@@ -437,8 +439,9 @@ class Site(Lives):
         wrong: list[str] = []
         for instance in rows.instances:
             wrong += self._wrong_instance(instance)
+        told = await self._told("attachment_failed")
         for row in rows.attachments:
-            wrong += _wrong_attachment(row, found[row.adapter_row_id])
+            wrong += _wrong_attachment(row, found[row.adapter_row_id], told)
         wrong += [
             f"{r.adapter.id}: version {r.adapter.wanted_version} is not live"
             for r in rows.adapters
@@ -451,6 +454,12 @@ class Site(Lives):
         if not wrong:
             wrong += await self._wrong_answers(rows, found)
         return wrong
+
+    async def _told(self, kind: str) -> set[str]:
+        """The subjects of such events."""
+        async with self.books.read() as tx:
+            statement = sa.select(tables.events.c.subject).where(tables.events.c.kind == kind)
+            return set((await tx.everyone._session.run(statement)).scalars())
 
     def _wrong_instance(self, instance: Instance) -> list[str]:
         if instance.wanted != "running":
@@ -518,9 +527,10 @@ def _plain(answer: Answer, model: str, ref: str | None) -> tuple[int, bytes, dic
     return answer.status, raw.replace(ref.encode(), b"REF") if ref else raw, headers
 
 
-def _wrong_attachment(row: Attachment, adapter: RoutedAdapter) -> list[str]:
+def _wrong_attachment(row: Attachment, adapter: RoutedAdapter, told: set[str]) -> list[str]:
+    """`told`: of what an event says that it failed."""
     where = f"{adapter.adapter.id} on {row.instance_id}"
-    if row.state == "failed" and not row.error_message:
+    if row.state == "failed" and not (row.error_message and f"adapter:{adapter.adapter.id}" in told):
         return [f"{where} failed, and nothing says why"]
     if row.replaces is not None:
         return [f"the move of {where} has not ended"]

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -23,6 +24,7 @@ from tests.chaos.site import BASE, SLOTS, Site
 FULL = bool(os.environ.get("PILLION_TEST_FULL"))
 MOST = 12
 TTL_S = 100.0
+pytestmark = pytest.mark.timeout(3600 if FULL else 900)  # what is found is made small, which takes its time
 Ours = tuple[int, Any]  # which account, and what of it
 
 regions = st.sampled_from(REGIONS)
@@ -352,8 +354,8 @@ class Chaos(RuleBasedStateMachine):
 
 TestWalk = Chaos.TestCase
 TestWalk.settings = settings(
-    max_examples=200 if FULL else 4,
-    stateful_step_count=60 if FULL else 20,
+    max_examples=100 if FULL else 4,
+    stateful_step_count=50 if FULL else 20,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
