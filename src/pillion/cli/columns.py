@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pillion.cli.output import Column, moment, money, size
+from pillion.cli.output import Column, moment, money, second, size
 from pillion.sdk.types import (
     Account,
     Adapter,
@@ -85,7 +85,7 @@ ELIGIBLE = [
     Column[EligibleInstance]("why_not", lambda e: e.reasons),
 ]
 AUDIT = [
-    Column[AuditRecord]("at", lambda r: r.at, moment),
+    Column[AuditRecord]("at", lambda r: r.at, second),
     Column[AuditRecord]("by", lambda r: r.by),
     Column[AuditRecord]("action", lambda r: r.action),
     Column[AuditRecord]("subject", lambda r: r.subject),
@@ -94,7 +94,7 @@ AUDIT = [
     Column[AuditRecord]("request_id", lambda r: r.request_id),
 ]
 EVENTS = [
-    Column[Event]("at", lambda e: e.at, moment),
+    Column[Event]("at", lambda e: e.at, second),
     Column[Event]("kind", lambda e: e.kind),
     Column[Event]("subject", lambda e: e.subject),
     Column[Event]("detail", lambda e: [f"{name}={value}" for name, value in e.detail.items()]),
@@ -282,5 +282,5 @@ def _replica(replica: Replica) -> str:
     words = f"{replica.id} {replica.state}"
     if replica.restarts:
         words += f", {replica.restarts} restarts"
-    why = _why(replica.error) or ("" if replica.ready else replica.detail)
+    why = _why(replica.error) or replica.detail
     return f"{words} ({why})" if why else words

@@ -136,6 +136,11 @@ def moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
+def second(seconds: float) -> str:
+    """Local time, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 def utc(seconds: float | None) -> str | None:
     return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
@@ -144,8 +149,8 @@ def _cell(column: Column[T], record: T) -> str:
     value = column.value(record)
     if value is None or value == "" or value == []:
         return ""
-    if column.format is moment:
-        return moment(value) if on_terminal() else utc(value) or ""
+    if column.format in (moment, second) and not on_terminal():
+        return utc(value) or ""
     if column.format is not None and on_terminal():
         return plain(column.format(value))
     if isinstance(value, bool):
