@@ -74,10 +74,13 @@ bench-placement: setup ## Where adapters are kept: hits and evenness on simulate
 bench-fairness: setup ## One tenant that floods a shared pool and nine that do not, with and without fairness
 	@$(BIN)/python bench/fairness.py
 
+bench-snapshot: setup ## Changes, loading and routing with 100,000 adapters of 10,000 accounts
+	@$(BIN)/python bench/snapshot.py
+
 lock: ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/python -m uv pip compile -q pyproject.toml --universal --all-extras --group dev --no-header --no-annotate -o requirements.lock
 
 clean: ## Remove what setup and tests made here
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup engine demo demo-stop check test-fast test test-full chaos bench-load bench-engine bench-gateway bench-fairness bench-placement bench-usage lock clean
+.PHONY: help setup engine demo demo-stop check test-fast test test-full chaos bench-load bench-engine bench-gateway bench-fairness bench-placement bench-snapshot bench-usage lock clean

@@ -1,6 +1,7 @@
 """What a gateway knows: the routing snapshot that control publishes and gateways keep (SPEC §5).
 
-It is the only thing the two share. Times are absolute seconds since the epoch.
+It is the only thing the two share. Times are absolute seconds since the epoch. There are very many of these, and none can
+hold itself: the garbage collector need not look at them (`gc=False`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pillion.core.budgets import TokenPrice
 from pillion.core.tiers import Tier
 
 
-class Key(msgspec.Struct, frozen=True):
+class Key(msgspec.Struct, frozen=True, gc=False):
     """An API key that is not revoked. `digest` as `core.keys.digest`. `allow`: CIDRs; anywhere where there are none.
 
     `suspended`: its account is. `spent`: its limit of the month is reached. `tier`: its account's.
@@ -34,7 +35,7 @@ class Key(msgspec.Struct, frozen=True):
     tier: Tier = "shared"
 
 
-class Model(msgspec.Struct, frozen=True):
+class Model(msgspec.Struct, frozen=True, gc=False):
     """A base or registered model. `account` is None for the catalogue's. `kind` as in the catalogue.
 
     `prices`: of its tokens on shared pools, in the order of their instants; None where they are free. `context`: the
@@ -49,7 +50,7 @@ class Model(msgspec.Struct, frozen=True):
     context: int | None = None
 
 
-class Canary(msgspec.Struct, frozen=True):
+class Canary(msgspec.Struct, frozen=True, gc=False):
     """A version beside the live one that gets `share` (0..1) of the requests, where it is resident."""
 
     version: int
@@ -57,7 +58,7 @@ class Canary(msgspec.Struct, frozen=True):
     share: float
 
 
-class Adapter(msgspec.Struct, frozen=True):
+class Adapter(msgspec.Struct, frozen=True, gc=False):
     """An adapter and the version that is live. `labels`: the present one first, then former ones.
 
     `engine_name` is None while no version is live. `instances` are those that it is attached to or loaded on.
@@ -82,7 +83,7 @@ class Adapter(msgspec.Struct, frozen=True):
     canary: Canary | None = None
 
 
-class Replica(msgspec.Struct, frozen=True):
+class Replica(msgspec.Struct, frozen=True, gc=False):
     """A replica whose agent was heard. `ready`: its engine answers. `resident`: engine names it confirmed.
 
     `agent_url` and `load_key` are for asking its agent to load on demand.
@@ -98,7 +99,7 @@ class Replica(msgspec.Struct, frozen=True):
     load_key: str = ""
 
 
-class Instance(msgspec.Struct, frozen=True):
+class Instance(msgspec.Struct, frozen=True, gc=False):
     """A running deployment. `account` is None for a shared pool. `served_model` is the engine's name of the base.
 
     `on_demand`: its replicas load what they are asked for, up to `max_rank`.

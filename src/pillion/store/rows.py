@@ -30,7 +30,7 @@ class Account(msgspec.Struct, frozen=True):
     deleted_at: float | None = None
 
 
-class ApiKey(msgspec.Struct, frozen=True):
+class ApiKey(msgspec.Struct, frozen=True, gc=False):
     """`allow`: CIDRs it may be used from; None: anywhere. `spend_limit`: micro-units per calendar month (UTC).
 
     `created_by`: the member who made it, where one did.
@@ -160,7 +160,7 @@ class RegisteredModel(msgspec.Struct, frozen=True):
     created_at: float
 
 
-class Adapter(msgspec.Struct, frozen=True):
+class Adapter(msgspec.Struct, frozen=True, gc=False):
     """`wanted_version` is to go live, in line since `wanted_at`; `previous_version` was live before.
 
     `canary_version` gets `canary_share` (0..1) of the requests. `ended_at`: when its time to live was over; it is not
@@ -222,7 +222,7 @@ class Instance(msgspec.Struct, frozen=True):
     generation: int
 
 
-class Attachment(msgspec.Struct, frozen=True):
+class Attachment(msgspec.Struct, frozen=True, gc=False):
     """The wish that an adapter be served by an instance; `ready` of `wanted` replicas have confirmed it.
 
     `replaces`: the instance that lets the adapter go once this one serves it.
@@ -308,7 +308,7 @@ class Lease(msgspec.Struct, frozen=True):
     expires_at: float
 
 
-class VersionBytes(msgspec.Struct, frozen=True):
+class VersionBytes(msgspec.Struct, frozen=True, gc=False):
     """What an engine needs to know of a version."""
 
     version: int
@@ -317,7 +317,7 @@ class VersionBytes(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-class RoutedAdapter(msgspec.Struct, frozen=True):
+class RoutedAdapter(msgspec.Struct, frozen=True, gc=False):
     """An adapter as routing needs it. `labels`: the present one first, then former ones, the newest first.
 
     `wanted` is to go live, `canary` gets a share.
