@@ -398,13 +398,3 @@ async def in_this_process() -> AsyncIterator[None]:
         yield
     finally:
         directory.ReplicaDirectory = local.ReplicaDirectory = before  # type: ignore[misc]
-
-
-def stored(artifacts: Path, adapter: bytes, config: bytes) -> str:
-    """Puts an adapter's files where the store keeps them; their digest."""
-    digest = version_digest(hashlib.sha256(adapter).hexdigest(), config)
-    files = artifacts / "adapters" / digest[:2] / digest
-    files.mkdir(parents=True, exist_ok=True)
-    (files / "adapter_model.safetensors").write_bytes(adapter)
-    (files / "adapter_config.json").write_bytes(config)
-    return digest

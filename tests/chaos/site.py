@@ -6,8 +6,6 @@ What clients get is judged by what engines hold, what gateways know and what the
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,73 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import sqlalchemy as sa
 from safetensors.numpy import save
 
 from pillion.api import internal
 from pillion.control import controller, keys, pools
-from pillion.control.context import Control
-from pillion.control.plan import spec_of
-from pillion.control.snapshots import Gateways, Publisher
-from pillion.core.catalogue import Catalogue, CatalogueModel, GpuType, Pool, Region
-from pillion.core.names import engine_name
-from pillion.core.replica import Residency
 from pillion.core.routing import Route
 from pillion.gateway import feed
-from pillion.store import tables
 from pillion.store.database import Database
-from pillion.store.rows import Adapter, Attachment, Instance, RoutedAdapter, SnapshotRows
+from pillion.store.rows import Adapter, SnapshotRows
 from tests import adapter_files
+from tests.chaos import settled
+from tests.chaos.country import BASE, Country, RunningClock, stored
 from tests.chaos.gateway import TOKEN, Answer, RunningGateway
 from tests.chaos.lives import REGIONS, Lives
-from tests.chaos.nodes import Engine, Node, Seen, in_this_process, stored
+from tests.chaos.nodes import Engine, Node, Seen, in_this_process
 from tests.chaos.served import Served
 from tests.control.world import World
 
-BASE = "tiny"
-SLOTS = 2
 SLOW = 6  # tokens of an answer that is under way while something happens
 SKEW_S = 1.0
-OPTIONS = {"tokens_per_s": 200.0, "load_ms_per_mb": 300.0}
-
-
-class RunningClock:
-    """Seconds since the epoch, which a test may set forward. `skewed`: the same by another's clock."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-        self.skew: dict[str, float] = {}
-
-    def __call__(self) -> float:
-        return time.time() + self.ahead
-
-    def of(self, who: str) -> Callable[[], float]:
-        return lambda: self() + self.skew.get(who, 0.0)
-
-
-class Country(World):
-    """Its regions' replicas are real agents and simulated engines."""
-
-    def __init__(self, root: Path, nodes: dict[str, Node], clock: RunningClock) -> None:
-        super().__init__(root, nodes)  # type: ignore[arg-type]
-        self.clock = clock  # type: ignore[assignment]
-        self.catalogue = Catalogue(
-            regions=tuple(Region(name, gpus={"cpu": 100}) for name in nodes),
-            models=(CatalogueModel(BASE, f"path:{self.base}", engine="sim", options=OPTIONS),),
-            pools=(Pool(BASE, replicas=3, max_adapters=SLOTS),),
-            gpu_types=(GpuType("cpu"),),
-        )
-
-    @asynccontextmanager
-    async def control(self, name: str = "one", *, run: bool = True) -> AsyncIterator[Control]:
-        self.clock.skew.setdefault("control", 0.0)
-        async with super().control(name, run=run) as made:
-            made.clock = self.clock.of("control")
-            made.publisher = Publisher(
-                made.pepper, made.clock, hashlib.sha256(str(time.time_ns()).encode()).hexdigest()[:8]
-            )
-            made.gateways = Gateways(time.monotonic)
-            yield made
 
 
 @dataclass
@@ -434,86 +384,7 @@ class Site(Lives):
                     engine.app.faults = msgspec.structs.replace(engine.app.faults, hang=False)
 
     async def all_wrong(self) -> list[str]:
-        rows = await self.books.snapshot_rows()
-        found = {row.adapter.row_id: row for row in rows.adapters}
-        wrong: list[str] = []
-        for instance in rows.instances:
-            wrong += self._wrong_instance(instance)
-        told = await self._told("attachment_failed")
-        for row in rows.attachments:
-            wrong += _wrong_attachment(row, found[row.adapter_row_id], told)
-        wrong += [
-            f"{r.adapter.id}: version {r.adapter.wanted_version} is not live"
-            for r in rows.adapters
-            if r.wanted
-        ]
-        there = {(found[a.adapter_row_id].adapter.id, a.instance_id) for a in rows.attachments}
-        wrong += [f"{lost} was attached, and is not" for lost in sorted(self.kept - there)]
-        for node, id in self.replicas:
-            wrong += await self._wrong_residents(node, id, rows, found)
-        if not wrong:
-            wrong += await self._wrong_answers(rows, found)
-        return wrong
-
-    async def _told(self, kind: str) -> set[str]:
-        """The subjects of such events."""
-        async with self.books.read() as tx:
-            statement = sa.select(tables.events.c.subject).where(tables.events.c.kind == kind)
-            return set((await tx.everyone._session.run(statement)).scalars())
-
-    def _wrong_instance(self, instance: Instance) -> list[str]:
-        if instance.wanted != "running":
-            return [f"instance {instance.id} is stopped and has {id}" for _, id in self._of(instance.id)]
-        found = Counter(node.region for node, id in self._of(instance.id) if node.engines[id].well)
-        if found != Counter(spec_of(instance).placement):
-            return [f"instance {instance.id} has {dict(found)}, not {spec_of(instance).placement}"]
-        return [] if instance.state == "running" else [f"instance {instance.id} is {instance.state}"]
-
-    def _of(self, instance: int) -> list[tuple[Node, str]]:
-        return [(n, id) for n, id in self.replicas if n.engines[id].spec.group.instance == instance]
-
-    async def _wrong_residents(
-        self, node: Node, id: str, rows: SnapshotRows, found: dict[int, RoutedAdapter]
-    ) -> list[str]:
-        engine, life = node.engines[id], node.lives[id]
-        if life.agent is None or life.dead:
-            return [f"{id} has no agent"]
-        must, may = set[str](), set[str]()
-        for row in rows.attachments:
-            adapter = found[row.adapter_row_id]
-            here = row.instance_id == engine.spec.group.instance and row.state != "detaching"
-            if here and adapter.adapter.region in (None, node.region):
-                names = {
-                    engine_name(adapter.adapter.id, v.digest)
-                    for v in (adapter.live, adapter.canary)
-                    if v is not None
-                }
-                may |= names
-                must |= names if row.hold == "attached" or row.pinned else set()
-        told: dict[str, Residency] = {row.engine_name: row for row in life.agent.board.status.adapters}
-        failed = {name for name, row in told.items() if row.state == "failed" and row.failure is not None}
-        may |= {name for name, row in told.items() if row.on_demand}
-        held = {name for name in await engine.resident() if engine.holds(name)}
-        snapshot = self.gateway.residents()
-        wrong = []
-        if not must - failed <= held <= may:
-            wrong.append(f"{id} has {sorted(held)}; it must {sorted(must - failed)}, it may {sorted(may)}")
-        if snapshot.get(id) != held:
-            wrong.append(f"the gateway knows of {id} {snapshot.get(id)}, it has {held}")
-        return wrong
-
-    async def _wrong_answers(self, rows: SnapshotRows, found: dict[int, RoutedAdapter]) -> list[str]:
-        """Whatever is ready somewhere is answered."""
-        ready = {a.adapter_row_id for a in rows.attachments if a.state == "ready" and a.hold == "attached"}
-        owners = [who.account for who in self.accounts]
-        wrong = []
-        for row_id in sorted(ready):
-            adapter = found[row_id].adapter
-            account = owners.index(adapter.account_id)
-            answer = await self.gateway.ask(self.keys[account], f"{BASE}:{adapter.name}")
-            if answer.status != 200:
-                wrong.append(f"{adapter.name} is ready, and answered is {answer.raw!r}")
-        return wrong
+        return await settled.wrong(self)
 
 
 def _versions(route: Route) -> set[int]:
@@ -525,16 +396,3 @@ def _plain(answer: Answer, model: str, ref: str | None) -> tuple[int, bytes, dic
     raw = answer.raw.replace(model.encode(), b"MODEL") if model != BASE else answer.raw
     headers = {k: v for k, v in answer.headers.items() if k not in ("x-request-id", "date")}
     return answer.status, raw.replace(ref.encode(), b"REF") if ref else raw, headers
-
-
-def _wrong_attachment(row: Attachment, adapter: RoutedAdapter, told: set[str]) -> list[str]:
-    """`told`: of what an event says that it failed."""
-    where = f"{adapter.adapter.id} on {row.instance_id}"
-    if row.state == "failed" and not (row.error_message and f"adapter:{adapter.adapter.id}" in told):
-        return [f"{where} failed, and nothing says why"]
-    if row.replaces is not None:
-        return [f"the move of {where} has not ended"]
-    held = row.hold == "attached" or row.pinned
-    if (held and row.state not in ("ready", "failed")) or row.state == "detaching":
-        return [f"{where} is {row.state} ({row.ready} of {row.wanted})"]
-    return []

@@ -34,7 +34,8 @@ from pillion.core import snapshot as wire
 from pillion.core.errors import AdapterInUseError
 from pillion.core.replica import LoraSpec
 from pillion.store import tables
-from tests.chaos.site import BASE, SLOTS, Site
+from tests.chaos.country import BASE, SLOTS
+from tests.chaos.site import Site
 
 FULL = bool(os.environ.get("PILLION_TEST_FULL"))
 OPERATIONS = 10_000 if FULL else 120

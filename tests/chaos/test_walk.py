@@ -17,9 +17,10 @@ from pillion.control.instances import Launch
 from pillion.control.keys import Principal
 from pillion.control.loads import Load
 from pillion.core.replica import LoraSpec
+from tests.chaos.country import BASE, SLOTS
 from tests.chaos.lives import REGIONS
 from tests.chaos.nodes import Engine, Node
-from tests.chaos.site import BASE, SLOTS, Site
+from tests.chaos.site import Site
 
 FULL = bool(os.environ.get("PILLION_TEST_FULL"))
 MOST = 12
