@@ -10,11 +10,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n < 4 ? n : 4 )))
 PYTEST := $(BIN)/python -m pytest
 FAST := tests --ignore=tests/real_engine --ignore=tests/integration --ignore=tests/docs --ignore=tests/chaos
+# What these tests see of the gateway is bytes: they say whether the compiled one is the same. So do all below that start it.
+COMPILED := $(addprefix tests/gateway/test_,wire.py streams.py retries.py inference.py onward.py spool.py process.py tokens.py echo.py)
 
 help: ## List what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.installed ## Make .venv with pillion in it
+setup: $(VENV)/.installed $(VENV)/.compiled ## Make .venv with pillion in it
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: Pillion needs Python 3.11 or newer on the PATH (or make PYTHON=/path/to/python)"; exit 1; }
@@ -25,6 +27,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@touch $@
 	@echo "pillion is in $(BIN)/pillion"
 
+# The gateway runs without it too, as where there is no compiler.
+$(VENV)/.compiled: $(VENV)/.installed $(wildcard src/pillion/gateway/*.py) $(shell find src/pillion/core -name '*.py')
+	@$(BIN)/python -m pillion.main.compiling
+	@touch $@
+
 engine: setup ## Install the engine that fits this machine, in an environment of its own
 	@$(BIN)/pillion engines install
 
@@ -34,17 +41,18 @@ demo: setup ## Bring it all up on a real engine, swap adapters under load, show 
 demo-stop: ## End what the demo left running
 	@$(BIN)/python demo/demo.py --stop
 
-check: setup ## Style, types, import rules
+check: $(VENV)/.installed ## Style, types, import rules
 	@$(BIN)/ruff check src tests bench demo docs
 	@$(BIN)/ruff format --check -q src tests bench demo docs
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-test-fast: setup ## Unit and property tests alone
-	@$(PYTEST) $(FAST) -n $(WORKERS) -q
+test-fast: $(VENV)/.installed ## Unit and property tests alone
+	@PILLION_COMPILED=0 $(PYTEST) $(FAST) -n $(WORKERS) -q
 
 test: check engine ## Every kind of test, with small counts
-	@$(PYTEST) $(FAST) -n $(WORKERS) -q
+	@PILLION_COMPILED=0 $(PYTEST) $(FAST) -n $(WORKERS) -q
+	@$(PYTEST) $(COMPILED) -n $(WORKERS) -q
 	@$(PYTEST) tests/chaos -q
 	@$(PYTEST) tests/integration -n $(WORKERS) -q
 	@$(PYTEST) tests/real_engine -q

@@ -39,15 +39,9 @@ def test_both_ways_are_one(
     document = {"choices": choices, "usage": usage, "model": model}
     text = json.dumps({name: document[name] for name in order}, separators=separators)
     event = b"data: " + text.encode() + b"\n\n"
-    careful = Careful()
-    quick = Tokens()
-    assert quick.sift(event, wanted) == careful.sift(event, wanted)
+    quick, careful = Tokens(), Tokens()
+    assert quick.sift(event, wanted) == careful.sift_any(event, wanted)
     assert quick.counted == careful.counted
-
-
-class Careful(Tokens):
-    def _plain(self, event: bytes, wanted: Wanted) -> None:
-        return None
 
 
 @pytest.mark.parametrize("after", [b"", b',"x":1'])
@@ -56,3 +50,16 @@ def test_the_comma_goes_with_it(after: bytes) -> None:
     tokens = Tokens()
     assert tokens.sift(event, Wanted.NOTHING) == b'data: {"choices":[{}]' + after + b"}\n\n"
     assert tokens.counted == (3, None, None)
+
+
+@given(
+    st.permutations(["choices", "usage", "model"]), USAGE, TEXT, st.sampled_from([(",", ":"), (", ", ": ")])
+)
+def test_documents_are_read_the_same_however_they_are_printed(
+    order: list[str], usage: object, model: str, separators: tuple[str, str]
+) -> None:
+    document = {"choices": [], "usage": usage, "model": model}
+    plain, spaced = Tokens(), Tokens()
+    plain.document(json.dumps({name: document[name] for name in order}, separators=separators).encode())
+    spaced.document(json.dumps({name: document[name] for name in order}, indent=1).encode())
+    assert plain.counted == spaced.counted

@@ -57,6 +57,18 @@ class Head:
         return self._first.get(name)
 
 
+class RequestIds:
+    """Unique everywhere, by a prefix that is this process's alone, for a fraction of what randomness costs."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._last = 1_000_000_000
+
+    def __call__(self) -> str:
+        self._last += 1
+        return f"req_{self._prefix}{self._last}"
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A whole one."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import itertools
 import random
 import resource
 import secrets
@@ -27,6 +26,7 @@ from pillion.gateway.cold import AgentLoads, Cold
 from pillion.gateway.config import GatewayConfig, Limits
 from pillion.gateway.fair import Fair
 from pillion.gateway.feed import ControlSource, SnapshotFeed
+from pillion.gateway.http import RequestIds
 from pillion.gateway.inbound import Inbound
 from pillion.gateway.inference import Inference
 from pillion.gateway.kept import KeptSnapshot, gateway_id
@@ -191,7 +191,7 @@ def _app(
 ) -> Gateway:
     balance = Balance(time.monotonic, random.random)
     door = Doorkeeper(clock, config.trusted_proxies, config.metrics_from)
-    new_id = _request_ids()
+    new_id = RequestIds(secrets.token_hex(8))
     return Gateway(
         knowledge=knowledge,
         door=door,
@@ -230,12 +230,6 @@ def _app(
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=2048)
-
-
-def _request_ids() -> Callable[[], str]:
-    """Unique everywhere, by a prefix that is this process's alone, for a fraction of what randomness costs."""
-    prefix, numbers = secrets.token_hex(8), itertools.count(1)
-    return lambda: f"req_{prefix}{next(numbers):010x}"
 
 
 def _raise_file_limit() -> None:

@@ -1,0 +1,75 @@
+"""The way of a request as machine code, where it was compiled from these very sources (`pillion.main.compiling`).
+
+What was compiled is found by a digest of all sources that matter: what does not fit them any more is left alone, and the
+sources run as they are, as they do with `PILLION_COMPILED=0`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+# All that a request runs through. What is not in here runs once in a while, or is mostly waiting.
+MODULES = (
+    "answers",
+    "app",
+    "auth",
+    "balance",
+    "body",
+    "budgets",
+    "charges",
+    "echo",
+    "fair",
+    "form",
+    "headers",
+    "http",
+    "inbound",
+    "inference",
+    "knowledge",
+    "limits",
+    "metering",
+    "metrics",
+    "outbound",
+    "outbox",
+    "plans",
+    "replies",
+    "spool",
+    "tokens",
+    "tries",
+    "wire",
+)
+GROUP = "pillion_gateway"
+SOURCES = Path(__file__).resolve().parent
+SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
+
+
+def found() -> Path | None:
+    """The directory with the compiled modules of these very sources; None where there is none or it is not wanted."""
+    if os.environ.get("PILLION_COMPILED") == "0":
+        return None
+    directory = place() / "pillion" / "gateway"
+    return directory if directory.is_dir() else None
+
+
+def use(directory: Path) -> None:
+    """Loads what all compiled modules share; they themselves are found in `directory` when they are imported."""
+    name = f"{GROUP}__mypyc"
+    spec = importlib.util.spec_from_file_location(name, directory.parents[1] / f"{name}{SUFFIX}")
+    assert spec is not None
+    assert spec.loader is not None
+    shared = importlib.util.module_from_spec(spec)
+    sys.modules[name] = shared
+    spec.loader.exec_module(shared)
+
+
+def place() -> Path:
+    """By what is compiled, and what for."""
+    digest = hashlib.sha256(SUFFIX.encode())
+    # What they call counts too: machine code relies on its types.
+    for source in sorted([*SOURCES.glob("*.py"), *(SOURCES.parent / "core").rglob("*.py")]):
+        digest.update(source.read_bytes())
+    return Path(sysconfig.get_path("platlib")) / "pillion_compiled" / digest.hexdigest()[:32]

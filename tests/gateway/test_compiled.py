@@ -1,0 +1,40 @@
+"""Machine code is taken only where it is of these very sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pillion.gateway import compiled
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("gateway/wire.py", "gateway/other.py", "core/limits.py", "core/adapters/names.py"):
+        path = tmp_path / "pillion" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x = 1\n")
+    monkeypatch.setattr(compiled, "SOURCES", tmp_path / "pillion" / "gateway")
+    monkeypatch.setattr(compiled.sysconfig, "get_path", lambda name: str(tmp_path / name))
+    monkeypatch.delenv("PILLION_COMPILED", raising=False)
+    return tmp_path / "pillion"
+
+
+@pytest.mark.parametrize("changed", ["gateway/wire.py", "gateway/other.py", "core/adapters/names.py"])
+def test_code_of_other_sources_is_left_alone(
+    sources: Path, changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert compiled.found() is None
+    (compiled.place() / "pillion" / "gateway").mkdir(parents=True)
+    assert compiled.found() == compiled.place() / "pillion" / "gateway"
+    monkeypatch.setenv("PILLION_COMPILED", "0")
+    assert compiled.found() is None
+    monkeypatch.delenv("PILLION_COMPILED")
+    (sources / changed).write_text("x = 2\n")
+    assert compiled.found() is None
+
+
+def test_all_that_is_compiled_is_there() -> None:
+    here = {path.stem for path in compiled.SOURCES.glob("*.py")}
+    assert set(compiled.MODULES) <= here
