@@ -241,8 +241,9 @@ def _codes_in(*rooms: str) -> set[str]:
                 continue
             imported = importlib.import_module(module.name)
             found |= {kind.code for kind in _errors(imported) if kind.__module__ == module.name}
-            source = Path(cast(str, imported.__file__)).read_text("utf-8")
-            found |= set(re.findall(r"\bcode=\"([a-z_]+)\"", source))
+            path = ROOT.joinpath("src", *module.name.split("."))
+            source = path / "__init__.py" if module.ispkg else path.with_suffix(".py")
+            found |= set(re.findall(r"\bcode=\"([a-z_]+)\"", source.read_text("utf-8")))
     return found
 
 

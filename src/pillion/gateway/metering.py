@@ -19,12 +19,6 @@ log = structlog.get_logger(__name__)
 SYNC_S = 0.025  # on the disk within 50 ms
 
 
-class MeteringFullError(UnavailableError):
-    """What was used cannot be put down, so nothing may be used."""
-
-    code = "metering_unavailable"
-
-
 class Meter:
     """`told` is called when there is something on the disk to report, `access` with each request at its end.
 
@@ -48,7 +42,7 @@ class Meter:
         self.failed = 0
 
     def admit(self, key: Key, route: Route, candidate: Candidate, request_id: str, now: float) -> Ticket:
-        """Raises `MeteringFullError`."""
+        """Raises `UnavailableError`."""
         adapter = route.adapter
         used = Used(
             0,
@@ -75,8 +69,10 @@ class Meter:
             number = self._spool.open(used)
         except (OSError, SpoolFullError) as error:
             log.error("usage cannot be put down", error=str(error))
-            raise MeteringFullError(
-                "This gateway cannot keep account of requests now. Try again shortly.", retry_after=5.0
+            raise UnavailableError(  # what cannot be put down must not be used
+                "This gateway cannot keep account of requests now. Try again shortly.",
+                code="metering_unavailable",
+                retry_after=5.0,
             ) from error
         self._sync_soon()
         return Ticket(self, used, number)
