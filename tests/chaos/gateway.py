@@ -134,3 +134,14 @@ class RunningGateway:
             return Answer(status, found, raw, broken=True)
         broken = status == 200 and stream and not raw.rstrip().endswith(b"[DONE]")
         return Answer(status, found, raw, broken)
+
+
+def versions_of(route: Route) -> set[int]:
+    return {r.version for r in (route, route.canary) if r is not None and r.version is not None}
+
+
+def plain(answer: Answer, model: str, ref: str | None) -> tuple[int, bytes, dict[str, str]]:
+    """Without what is of this one request alone."""
+    raw = answer.raw.replace(model.encode(), b"MODEL") if ":" in model else answer.raw
+    headers = {k: v for k, v in answer.headers.items() if k not in ("x-request-id", "date")}
+    return answer.status, raw.replace(ref.encode(), b"REF") if ref else raw, headers

@@ -371,10 +371,9 @@ class Node(LocalProvisioner):
 
     def forget(self) -> None:
         """What is no more."""
-        self.engines = {
-            id: engine for id, engine in self.engines.items() if not engine.killed or id in self.lives
-        }
         self.lives = {id: life for id, life in self.lives.items() if (self._root / id).exists()}
+        self.engines = {id: engine for id, engine in self.engines.items() if id in self.lives}
+        self._old = [life for life in self._old if not life.task.done()]
 
     async def end(self) -> None:
         for id in self.lives:

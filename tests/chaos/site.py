@@ -25,7 +25,7 @@ from pillion.store.rows import Adapter, SnapshotRows
 from tests import adapter_files
 from tests.chaos import settled
 from tests.chaos.country import BASE, Country, RunningClock, stored
-from tests.chaos.gateway import TOKEN, Answer, RunningGateway
+from tests.chaos.gateway import TOKEN, Answer, RunningGateway, plain, versions_of
 from tests.chaos.lives import REGIONS, Lives
 from tests.chaos.nodes import Engine, Node, Seen, in_this_process
 from tests.chaos.served import Served
@@ -210,13 +210,20 @@ class Site(Lives):
         return int(made.version)
 
     async def _step(self, work: Callable[[], Awaitable[Any]]) -> Any:
-        """With requests under way while it is done."""
+        """With requests under way while it is done, and others that come before anybody has noticed."""
         flying = [
             self.ask(who, model, SLOW, stream=bool(n % 2)) for n, (who, model) in enumerate(self.flying)
         ]
         await asyncio.sleep(0.005 if flying else 0)
+
+        async def work_and_ask() -> Any:
+            given = await work()
+            flying.extend(self.ask(who, model) for who, model in self.flying)
+            await asyncio.sleep(0)
+            return given
+
         try:
-            return await (super()._step(work) if self.control_is_up else work())
+            return await (super()._step(work_and_ask) if self.control_is_up else work_and_ask())
         finally:
             await asyncio.gather(*flying)
 
@@ -252,6 +259,14 @@ class Site(Lives):
 
     async def traffic(self, models: Iterable[tuple[int, str]]) -> None:
         await asyncio.gather(*(self.ask(account, model) for account, model in models))
+
+    async def served(self, account: int, model: str) -> bool:
+        """Whether it comes to be answered within a moment; something may be in its way."""
+        for _ in range(8):
+            if (await self.gateway.ask(self.keys[account], model)).status == 200:
+                return True
+            await self.tick()
+        return False
 
     def ask(self, account: int, model: str, tokens: int = 2, *, stream: bool = False) -> asyncio.Task[None]:
         """Sends a request of which what comes back is judged. Call it in the loop."""
@@ -327,7 +342,7 @@ class Site(Lives):
         if over is not None and asked.began > over + SKEW_S:
             wrong.append(f"{asked.model} was served {asked.began - over:.1f} s after it expired")
         now = self.gateway.route(self.accounts[asked.account].account, asked.model)
-        allowed = {v for route in (asked.route, now) if route is not None for v in _versions(route)}
+        allowed = {v for route in (asked.route, now) if route is not None for v in versions_of(route)}
         if asked.lives == self.gateway.lives and allowed and version not in allowed:
             wrong.append(f"{asked.model} was answered by version {version}, and {sorted(allowed)} were live")
 
@@ -348,7 +363,7 @@ class Site(Lives):
         ):
             mine = await self.gateway.ask(key, model, ref=ref)
             theirs = await self.gateway.ask(key, unknown, ref=nothing)
-            if _plain(mine, model, ref) != _plain(theirs, unknown, nothing) or mine.status == 200:
+            if plain(mine, model, ref) != plain(theirs, unknown, nothing) or mine.status == 200:
                 self.seen.wrong.append(
                     f"a stranger to {row.name} got {mine.raw!r}, and of nothing {theirs.raw!r}"
                 )
@@ -385,14 +400,3 @@ class Site(Lives):
 
     async def all_wrong(self) -> list[str]:
         return await settled.wrong(self)
-
-
-def _versions(route: Route) -> set[int]:
-    return {r.version for r in (route, route.canary) if r is not None and r.version is not None}
-
-
-def _plain(answer: Answer, model: str, ref: str | None) -> tuple[int, bytes, dict[str, str]]:
-    """Without what is of this one request alone."""
-    raw = answer.raw.replace(model.encode(), b"MODEL") if model != BASE else answer.raw
-    headers = {k: v for k, v in answer.headers.items() if k not in ("x-request-id", "date")}
-    return answer.status, raw.replace(ref.encode(), b"REF") if ref else raw, headers

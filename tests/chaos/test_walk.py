@@ -249,6 +249,21 @@ class Chaos(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.do(lambda: self.site.pass_time(seconds))
 
+    @rule(on=number, pin=st.booleans(), alone=st.booleans())
+    def a_time_to_live_ends(self, on: int, pin: bool, alone: bool) -> None:
+        """While control is away, if `alone`. What is asked for at once is refused."""
+        self.register(0, None)
+        _, row = self.adapters[-1]
+        wish = Load([self.instance(on, 0)], pin, TTL_S, wait=False)
+        self.do(lambda: loads.load(self.site.control, self.who(0), row.id, wish))
+        self.site.run(self.site.served(0, f"{BASE}:{row.name}"))
+        if alone:
+            self.site.stop_control()
+        self.time_passes(TTL_S + 2.5)
+        self.traffic()
+        if alone:
+            self.site.restart()
+
     # Faults.
 
     @rule(number=number)
