@@ -8,7 +8,7 @@ import httpx
 
 from pillion.api import app as api_app
 from pillion.main.config import load
-from pillion.main.tracing import tracer_provider
+from pillion.main.tracing import trace_to, tracer_provider
 from tests.collector import collector
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -16,7 +16,9 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 async def test_a_request_is_a_part_of_its_clients_trace() -> None:
     with collector() as told:
-        provider = tracer_provider(load(None, {}, {"PILLION_TRACING_ENDPOINT": told.url}), "control")
+        provider = tracer_provider(
+            trace_to(load(None, {}, {"PILLION_TRACING_ENDPOINT": told.url})), "control"
+        )
         assert provider is not None
         app = api_app.build(SimpleNamespace(), provider)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(app)

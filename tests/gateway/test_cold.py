@@ -12,6 +12,7 @@ from aiohttp import web
 
 from pillion.core.routing import Routes
 from pillion.core.snapshot import Adapter, Instance
+from pillion.core.spans import Carried
 from pillion.gateway import Limits
 from pillion.gateway.cold import Asked, Cold, Outcome
 from pillion.gateway.knowledge import Knowledge
@@ -291,7 +292,7 @@ async def test_own_replicas_that_are_full_leave_it_to_the_pool(place: Place) -> 
 
 async def test_what_a_gateway_saw_goes_before_the_snapshot_until_that_is_newer() -> None:
     class NoLoads:
-        async def load(self, url: str, load_key: str, permit: bytes) -> Asked:
+        async def load(self, url: str, load_key: str, permit: bytes, of: Carried) -> Asked:
             return Asked(Outcome.LOADED)
 
     replicas = [make_replica(name, agent_url="http://agent") for name in ("a", "b")]

@@ -13,7 +13,7 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from pillion.main.config import load
-from pillion.main.tracing import tracer_provider
+from pillion.main.tracing import trace_to, tracer_provider
 from tests.collector import Collector, Span, collector
 from tests.gateway.site import Control, Engine, Site, fleet, site
 from tests.gateway.world import make_adapter, make_instance, make_key, make_replica, make_snapshot
@@ -45,7 +45,7 @@ class Traced:
 
 @pytest.fixture
 async def traced(tmp_path: Path, control: Control, told: Collector) -> AsyncIterator[Traced]:
-    provider = tracer_provider(load(None, {}, {"PILLION_TRACING_ENDPOINT": told.url}), "gateway")
+    provider = tracer_provider(trace_to(load(None, {}, {"PILLION_TRACING_ENDPOINT": told.url})), "gateway")
     assert provider is not None
     text, entry = make_key()
     adapter = make_adapter(1, version=3)
@@ -137,9 +137,9 @@ async def test_the_access_log_has_a_line_for_each_request(traced: Traced) -> Non
 
 def test_without_an_endpoint_there_are_no_traces(monkeypatch: pytest.MonkeyPatch, told: Collector) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    assert tracer_provider(load(None, {}, {}), "gateway") is None
+    assert tracer_provider(trace_to(load(None, {}, {})), "gateway") is None
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", told.url)
-    made = tracer_provider(load(None, {}, {}), "gateway")
+    made = tracer_provider(trace_to(load(None, {}, {})), "gateway")
     assert made is not None
     made.get_tracer("t").start_span("s").end()
     made.shutdown()

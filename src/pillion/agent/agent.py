@@ -27,8 +27,11 @@ from pillion.agent.processes import Processes
 from pillion.agent.residents import Fetch, Residents
 from pillion.agent.supervisor import Supervisor, Timing
 from pillion.agent.tidy import Tidy
+from pillion.agent.traces import Traces
+from pillion.core.errors import PillionError
 from pillion.core.permits import PermitRefusedError, Terms, check, opened
 from pillion.core.replica import AgentRecord, Grant, ReplicaSpec, Residency
+from pillion.core.spans import Carried, NoSpans, Spans
 from pillion.engines.driver import EngineDriver, Launch, slots
 
 STOP_POLL_S = 0.05
@@ -51,19 +54,21 @@ class Parts:
     timing: Timing = field(default_factory=Timing)
     first_backoff_s: float = 0.5
     processes: Processes = processes
+    spans: Spans = field(default_factory=NoSpans)
 
 
 class Agent:
     """Serves the replica in `home`. The directory's lock is the caller's to hold."""
 
     def __init__(self, home: Home, spec: ReplicaSpec, parts: Parts) -> None:
-        self._home, self._spec, self._now = home, spec, parts.now
+        self._home, self._spec, self._now, self._spans = home, spec, parts.now, parts.spans
         self.board = Board(spec, parts.epoch, parts.now)
         self.metrics = Metrics(self.board)
         backoff = Backoff(parts.random, parts.first_backoff_s)
         self._permitted = Permitted(home)
+        traces, loading = Traces(parts.spans, spec.id), Loading(parts.fetch)
         self._residents = Residents(
-            slots(spec), Loading(parts.fetch), backoff, parts.now, self._publish, self._permitted
+            slots(spec), loading, backoff, parts.now, self._publish, self._permitted, traces
         )
         self._supervisor = Supervisor(
             home,
@@ -111,13 +116,13 @@ class Agent:
             self._stopping = asyncio.create_task(self._stop(drain_s))
         await asyncio.shield(self._stopping)
 
-    def accept(self, grant: Grant) -> None:
+    def accept(self, grant: Grant, of: Carried) -> None:
         """Puts a grant in force, on disk first. Raises `PillionError` for one that is old or another's."""
         check_newer(grant, self._spec.id, self._residents.grant.version)
         self._home.write("grant.json", grant)
-        self._residents.accept(grant)
+        self._residents.accept(grant, of)
 
-    async def load(self, signed: bytes) -> float:
+    async def load(self, signed: bytes, of: Carried) -> float:
         """Loads on demand what a permit is for, where it is not there; milliseconds that took.
 
         Raises `PermitRefusedError`, and what `Residents.ask` does.
@@ -130,7 +135,16 @@ class Agent:
         check(permit, terms, self._now())
         if permit.entry.engine_name in grant.drop:
             raise PermitRefusedError(f"{permit.adapter_id} may not be loaded here any more.")
-        return await self._residents.ask(permit.entry)
+        told = {"pillion.replica": self._spec.id, "pillion.adapter": permit.adapter_id}
+        span, error = self._spans.begin("ensure", of, told), "cancelled"
+        try:
+            took, error = await self._residents.ask(permit.entry, span.carried), ""
+        except PillionError as failure:
+            error = failure.code
+            raise
+        finally:
+            span.end(error or None)
+        return took
 
     async def _stop(self, drain_s: float) -> None:
         self.board.post(stage="stopping", ready=False, detail=f"draining for {drain_s:g} s at most")

@@ -17,6 +17,7 @@ from pillion.agent.logs import follow, tail
 from pillion.agent.metrics import CONTENT_TYPE
 from pillion.core.errors import ConflictError, InvalidApiKeyError, InvalidRequestError, PillionError
 from pillion.core.replica import Grant
+from pillion.core.spans import Carried, carried_in
 
 MAX_WAIT_S = 60.0
 MAX_TAIL = 100_000
@@ -48,9 +49,9 @@ def application(
     board: Board,
     home: Home,
     keys: Keys,
-    accept: Callable[[Grant], None],
+    accept: Callable[[Grant, Carried], None],
     stop: Callable[[float], Awaitable[None]],
-    load: Callable[[bytes], Awaitable[float]],
+    load: Callable[[bytes, Carried], Awaitable[float]],
     metrics: Callable[[], bytes],
 ) -> web.Application:
     """`accept` takes a grant or raises `PillionError`; `stop` drains for so many seconds and ends the engine.
@@ -69,7 +70,7 @@ def application(
             given = msgspec.json.decode(await request.read(), type=Grant)
         except msgspec.MsgspecError as error:
             raise InvalidRequestError(f"this is no grant: {error}") from error
-        accept(given)
+        accept(given, carried_in(request.headers))
         return _json({"version": given.version})
 
     async def logs(request: web.Request) -> web.StreamResponse:
@@ -88,7 +89,7 @@ def application(
         return _json(board.status)
 
     async def on_demand(request: web.Request) -> web.StreamResponse:
-        return _json({"load_ms": await load(await request.read())})
+        return _json({"load_ms": await load(await request.read(), carried_in(request.headers))})
 
     async def counted(request: web.Request) -> web.StreamResponse:
         return web.Response(body=metrics(), headers={"content-type": CONTENT_TYPE})

@@ -11,6 +11,8 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pillion.agent import processes
@@ -21,25 +23,30 @@ from pillion.agent.supervisor import Timing
 from pillion.artifacts.fetch import fetch
 from pillion.core.errors import PillionError
 from pillion.core.replica import ReplicaSpec
+from pillion.core.spans import NoSpans, Spans, TraceTo
 from pillion.engines.driver import Launch, driver
 from pillion.engines.environments import EngineEnvironments
 
 AGENT_LOG_BYTES = 4 * 1024 * 1024
 FAILED, BUSY = 1, 75
+SILENT = contextlib.nullcontext(NoSpans())
+
+SpansTo = Callable[[TraceTo], AbstractContextManager[Spans]]
 
 
-def run(directory: Path) -> int:
+def run(directory: Path, spans_to: SpansTo = lambda _: SILENT) -> int:
     """Serves the replica in `directory` until it is stopped; the exit status.
 
     75 where another agent serves it. SIGTERM ends the engine too; an agent that is killed leaves it running,
-    and the next one in this directory adopts it.
+    and the next one in this directory adopts it. `spans_to` a collector: until it is left.
     """
     home = Home(directory)
     try:
         spec = home.spec()
         with home.lock():
             bound(home.directory / "agent.log", AGENT_LOG_BYTES)
-            asyncio.run(_serve(home, spec))
+            with SILENT if spec.traces is None else spans_to(spec.traces) as spans:
+                asyncio.run(_serve(home, spec, spans))
     except AlreadyRunningError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return BUSY
@@ -49,7 +56,7 @@ def run(directory: Path) -> int:
     return 0
 
 
-async def _serve(home: Home, spec: ReplicaSpec) -> None:
+async def _serve(home: Home, spec: ReplicaSpec, spans: Spans) -> None:
     if home.is_ending():
         return await _end(home)
     engine = driver(spec.group.engine)
@@ -63,6 +70,7 @@ async def _serve(home: Home, spec: ReplicaSpec) -> None:
             epoch=secrets.token_hex(8),
             now=time.time,
             random=random.random,
+            spans=spans,
         ),
     )
     ends: set[asyncio.Task[None]] = set()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from pillion.agent.backoff import Backoff
 from pillion.agent.demand import Interest
 from pillion.agent.loading import Engine, Loaded, Loading, failure_of
 from pillion.agent.permitted import Permitted
+from pillion.agent.traces import Traces
 from pillion.core.errors import NoRoomError, UnavailableError
 from pillion.core.replica import Grant, GrantEntry, Residency
 from pillion.core.residency import Action, Evict, Load, Refuse, Table, evictable, expired, plan
+from pillion.core.spans import Carried
 from pillion.engines.client import EngineError, EngineState, Requests
 
 Fetch = Callable[[str], Awaitable[Path]]
@@ -54,9 +57,11 @@ class Residents:
         now: Callable[[], float],
         publish: Callable[[int, tuple[Residency, ...]], None],
         permitted: Permitted,
+        traces: Traces,
     ) -> None:
         self._slots, self._loading, self._backoff = slots, loading, backoff
         self._now, self._publish, self._permitted = now, publish, permitted
+        self._traces = traces
         self._asks, self._interest = Asks(backoff, now), Interest(slots)
         self._looking: asyncio.Task[None] | None = None
         self._granting = asyncio.Event()
@@ -76,12 +81,14 @@ class Residents:
         self._grant = grant
         self._wake.set()
 
-    def accept(self, grant: Grant) -> None:
+    def accept(self, grant: Grant, of: Carried) -> None:
         """Takes a grant as the one to converge to. Failures it names in `retry` are forgotten.
 
         Loads that are new in it are asked for: room is made for them once.
         """
         before = {entry.engine_name for entry in self._grant.entries}
+        after = {entry.engine_name for entry in grant.entries}
+        self._traces.asked((before ^ after).union(grant.retry), of)
         self._grant = grant
         self._granting.set()
         self._granting = asyncio.Event()
@@ -98,7 +105,7 @@ class Residents:
                 self._do(f"{name} sooner", self._hasten(name, grant.drain_s(name)))
         self._wake.set()
 
-    async def ask(self, entry: GrantEntry) -> float:
+    async def ask(self, entry: GrantEntry, of: Carried) -> float:
         """Loads it, where it is not there; milliseconds that took, 0.0 where it was there. All who ask share one load.
 
         Raises `UnavailableError` (the engine is not up), `NoRoomError`, `LoadFailedError`.
@@ -119,6 +126,8 @@ class Residents:
             self._permitted.add(entry)
         if self._here(name):
             return 0.0
+        if name not in self._asks.names:
+            self._traces.asked([name], of)
         self._wake.set()
         return await self._asks.wait(name)
 
@@ -245,13 +254,13 @@ class Residents:
         elif isinstance(action, Load):
             self._asked.discard(name)
             self._table.begin_load(name, now)
-            self._do(name, self._load(action.entry))
+            self._do(name, self._traced("load", name, partial(self._load, action.entry)))
         elif isinstance(action, Evict):
             self._table.begin_unload(name, now)
-            self._do(name, self._evict(name))
+            self._do(name, self._traced("evict", name, partial(self._evict, name)))
         else:
             self._table.begin_unload(name, now)
-            self._do(name, self._unload(name))
+            self._do(name, self._traced("unload", name, partial(self._unload, name)))
 
     def _forget(self) -> None:
         """Drops what is no longer wanted and takes no slot, and the asks and retries that have no object any more.
@@ -292,6 +301,13 @@ class Residents:
     def _done(self, attached: _Attached, name: str) -> None:
         attached.tasks.pop(name, None)
         self._wake.set()
+
+    async def _traced(self, what: str, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        def error() -> str | None:
+            row = self._table.rows.get(name)
+            return row.failure.code if row is not None and row.failure is not None else None
+
+        await self._traces.around(what, name, work, error)
 
     async def _load(self, entry: GrantEntry) -> None:
         name = entry.engine_name

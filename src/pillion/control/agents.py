@@ -12,6 +12,7 @@ import structlog
 
 from pillion.control.changes import Changes
 from pillion.core.replica import Grant, Replica, ReplicaStatus
+from pillion.core.spans import Carried
 
 POLL_S = 20.0
 RETRY_S = 0.25
@@ -62,13 +63,13 @@ class Agents:
         if self._session is not None:
             await self._session.close()
 
-    async def grant(self, replica: Replica, grant: Grant) -> None:
-        """Send a grant. Raises `AgentUnreachableError`."""
+    async def grant(self, replica: Replica, grant: Grant, of: Carried) -> None:
+        """Send a grant, as part of a trace. Raises `AgentUnreachableError`."""
         try:
             async with self._http().put(
                 f"{replica.agent_url}/v1/grant",
                 data=msgspec.json.encode(grant),
-                headers=_auth(replica),
+                headers={**_auth(replica), **of},
                 timeout=aiohttp.ClientTimeout(total=10),
             ) as answer:
                 if answer.status != 200:

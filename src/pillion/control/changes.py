@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from pillion.core.spans import Carried, NoSpans, Spans
+
 
 class Changes:
     """A counter that grows with every change; waiters sleep until it has passed what they have seen.
@@ -15,9 +17,17 @@ class Changes:
         self.count = 0
         self.written = 0
         self._changed = asyncio.Event()
+        self.spans: Spans = NoSpans()
+        self._origin: Carried = {}
+
+    def origin(self) -> Carried:
+        """The trace of who wrote last since this was asked."""
+        origin, self._origin = self._origin, {}
+        return origin
 
     def notify(self) -> None:
         """Something was written."""
+        self._origin = self.spans.current() or self._origin
         self.written += 1
         self.nudge()
 

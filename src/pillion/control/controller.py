@@ -62,7 +62,7 @@ class Controller:
         self._control = control
         self._holder = holder
         self._groups = Groups(control.provisioners, control.clock, control.changes)
-        self._grants = Grants(control.agents)
+        self._grants = Grants(control.agents, control.changes)
         self._failures = Failures()
         self._runs = RunLog(control, LEASE)
         self._notices = Notices(control, LEASE)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 import structlog
 
 from pillion.control.agents import Agents, AgentUnreachableError
+from pillion.control.changes import Changes
 from pillion.core.replica import Grant, GrantEntry, OnDemand, Replica
+from pillion.core.spans import Carried
 
 log = structlog.get_logger(__name__)
 
@@ -31,8 +33,9 @@ class Due:
 class Grants:
     """Versions carry the lease's fencing token, so that agents refuse those of a controller that lost it."""
 
-    def __init__(self, agents: Agents) -> None:
-        self._agents = agents
+    def __init__(self, agents: Agents, changes: Changes) -> None:
+        self._agents, self._changes = agents, changes
+        self._origin: Carried = {}
         self._token = 0
         self._sequence = 0
         self._sent: dict[str, tuple[str, Due]] = {}
@@ -46,6 +49,7 @@ class Grants:
 
         Where `due` is None the last grant stays in force.
         """
+        self._origin = self._changes.origin()
         there = {replica.id: replica for replica in replicas}
         for gone in self._sent.keys() - there.keys():
             del self._sent[gone]
@@ -71,9 +75,13 @@ class Grants:
             due.on_demand,
             due.drop,
         )
+        told: dict[str, str | int] = {"pillion.replica": replica.id, "pillion.grant": version}
+        span = self._changes.spans.begin("grant", self._origin, told)
         try:
-            await self._agents.grant(replica, grant)
+            await self._agents.grant(replica, grant, span.carried)
+            span.end()
         except AgentUnreachableError as error:
+            span.end("agent_unreachable")
             log.warning("grant_not_sent", replica=replica.id, error=str(error))
             self._sent.pop(replica.id, None)
             return None

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from pillion.core.spans import TraceTo
+
 CACHE_BYTES = 50 * 2**30
 Stage = Literal[
     "starting", "pulling", "loading", "warming", "ready", "restarting", "failed", "stopping", "stopped"
@@ -72,6 +74,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     load_key: str = ""
     cache_bytes: int = CACHE_BYTES
+    traces: TraceTo | None = None
 
 
 class AgentRecord(msgspec.Struct, frozen=True):

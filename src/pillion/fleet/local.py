@@ -15,6 +15,7 @@ import structlog
 
 from pillion.core.errors import NotFoundError
 from pillion.core.replica import CACHE_BYTES, GroupSpec, Replica, ReplicaSpec
+from pillion.core.spans import TraceTo
 from pillion.fleet.directory import ReplicaDirectory, create, last_lines, read, remove
 
 DRAIN_S = 30.0
@@ -45,6 +46,7 @@ class LocalProvisioner:
         *,
         drain_s: float = DRAIN_S,
         cache_bytes: int = CACHE_BYTES,
+        traces: TraceTo | None = None,
         choice: Callable[[str], str] = secrets.choice,
         token: Callable[[], str] = secrets.token_urlsafe,
     ) -> None:
@@ -52,7 +54,7 @@ class LocalProvisioner:
         self._kept = data_dir.absolute() / "logs"
         self._cache = data_dir.absolute() / "cache" / "adapters"
         self._region, self._artifacts, self._command = region, artifacts_url, tuple(argv_prefix)
-        self._cache_bytes = cache_bytes
+        self._cache_bytes, self._traces = cache_bytes, traces
         self._drain_s, self._choice, self._token = drain_s, choice, token
         self._known: dict[str, ReplicaDirectory] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}
@@ -127,6 +129,7 @@ class LocalProvisioner:
             cache_dir=str(self._cache),
             load_key=self._token(),
             cache_bytes=self._cache_bytes,
+            traces=self._traces,
         )
         made = ReplicaDirectory(create(self._root, spec), spec, self._command)
         self._known[spec.id] = made

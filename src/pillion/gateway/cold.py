@@ -14,6 +14,7 @@ import structlog
 
 from pillion.core.errors import PillionError, UnavailableError
 from pillion.core.routing import Candidate, Route, adapter_loading, may_load
+from pillion.core.spans import Carried
 from pillion.gateway.knowledge import Knowledge
 
 LOAD_S = 120.0
@@ -48,8 +49,8 @@ Done = Callable[[Asked], None]
 
 
 class Loads(Protocol):
-    async def load(self, url: str, load_key: str, permit: bytes) -> Asked:
-        """Asks the agent at `url`; as long as that takes."""
+    async def load(self, url: str, load_key: str, permit: bytes, of: Carried) -> Asked:
+        """Asks the agent at `url`, as part of a trace; as long as that takes."""
         ...
 
 
@@ -59,9 +60,9 @@ class AgentLoads:
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
 
-    async def load(self, url: str, load_key: str, permit: bytes) -> Asked:
+    async def load(self, url: str, load_key: str, permit: bytes, of: Carried) -> Asked:
         timeout = aiohttp.ClientTimeout(total=LOAD_S, sock_connect=3)
-        fields = {"authorization": f"Bearer {load_key}"}
+        fields = {"authorization": f"Bearer {load_key}", **of}
         try:
             async with self._session.post(
                 f"{url}/v1/load", data=permit, headers=fields, timeout=timeout
@@ -142,13 +143,20 @@ class Cold:
         """Whether it is being loaded there."""
         return (candidate.replica.id, route.upstream_name) in self._loading
 
-    def load(self, route: Route, candidate: Candidate, left_s: float, done: Done) -> Waiter:
-        """Has it loaded there, or waits with those who do, for `left_s` at most. `done` is called later, once."""
+    def load(
+        self, route: Route, candidate: Candidate, left_s: float, done: Done, of: Carried | None = None
+    ) -> Waiter:
+        """Has it loaded there, or waits with those who do, for `left_s` at most. `done` is called later, once.
+
+        `of`: the trace of who asks, which the load is a part of where it begins.
+        """
         key = candidate.replica.id, route.upstream_name
         loading = self._loading.get(key)
         if loading is None:
             loading = self._loading[key] = _Loading()
-            loading.task = asyncio.get_running_loop().create_task(self._ask(loading, key, route, candidate))
+            loading.task = asyncio.get_running_loop().create_task(
+                self._ask(loading, key, route, candidate, of or {})
+            )
         waiter = Waiter(loading, done)
         waiter.timer = asyncio.get_running_loop().call_later(
             max(0.0, left_s), lambda: waiter.settle(Asked(Outcome.LATE))
@@ -166,12 +174,14 @@ class Cold:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, loading: _Loading, key: tuple[str, str], route: Route, candidate: Candidate) -> None:
+    async def _ask(
+        self, loading: _Loading, key: tuple[str, str], route: Route, candidate: Candidate, of: Carried
+    ) -> None:
         asked = Asked(Outcome.AWAY)
         try:
             replica, adapter = candidate.replica, route.adapter
             if adapter is not None and adapter.permit is not None and replica.agent_url is not None:
-                asked = await self._loads.load(replica.agent_url, replica.load_key, adapter.permit)
+                asked = await self._loads.load(replica.agent_url, replica.load_key, adapter.permit, of)
         finally:
             del self._loading[key]
             self._counted(asked.outcome.value)

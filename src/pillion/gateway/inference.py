@@ -472,7 +472,8 @@ class InferenceExchange:
         """Waits until the adapter is loaded there."""
         now, cold = self._in.clock(), self._in.cold
         self._cold_until = self._cold_until or now + cold.wait_s
-        self._waiting = cold.load(plan.route, plan.candidate, self._cold_until - now, self._warmed)
+        of = None if self._trace is None else self._trace.carried()
+        self._waiting = cold.load(plan.route, plan.candidate, self._cold_until - now, self._warmed, of)
         self._in.held_up.add(self)
 
     def _warmed(self, asked: Asked) -> None:

@@ -30,7 +30,7 @@ from pillion.fleet.local import LocalProvisioner
 from pillion.main.config import Config, ConfigError
 from pillion.main.files import private_once, write_private
 from pillion.main.lifetime import Stop
-from pillion.main.tracing import tracer_provider
+from pillion.main.tracing import Traced, trace_to, tracer_provider
 from pillion.store.database import Database
 
 IMPORTS = 4  # at a time
@@ -47,11 +47,13 @@ async def control(
     """Run until told to stop; the exit status. Engines end too, unless they are kept or the parent just died."""
     stop = Stop()
     stop.listen()
-    provider = tracer_provider(config, "control")
+    provider = tracer_provider(trace_to(config), "control")
     async with AsyncExitStack() as stack:
         if provider is not None:
             stack.push_async_callback(asyncio.to_thread, provider.shutdown)
         ctl = await _compose(config, stack)
+        if provider is not None:
+            ctl.changes.spans = Traced(provider)
         await models.check_catalogue(ctl)
         await _bootstrap(ctl, config)
         await pools.ensure(ctl)
@@ -133,6 +135,7 @@ async def _compose(config: Config, stack: AsyncExitStack) -> Control:
                 region.name,
                 config.artifacts_url,
                 cache_bytes=int(config.artifacts.cache_gib * 2**30),
+                traces=trace_to(config),
             )
             for region in config.catalogue().regions
         },

@@ -12,7 +12,7 @@ from pillion.gateway import GatewayConfig, serve
 from pillion.main.config import Config
 from pillion.main.lifetime import Stop
 from pillion.main.supervise import Part, listen_apart, supervise
-from pillion.main.tracing import tracer_provider
+from pillion.main.tracing import trace_to, tracer_provider
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -32,7 +32,7 @@ async def gateway(
     """
     stop = Stop()
     stop.listen()
-    provider = tracer_provider(config, "gateway")
+    provider = tracer_provider(trace_to(config), "gateway")
     tracer = None if provider is None else provider.get_tracer("pillion.gateway")
     made = gateway_config(config, control_url, internal_url, internal_token, worker, tracer)
     await serve(made, stop.event, listener=public)

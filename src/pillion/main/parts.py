@@ -74,9 +74,10 @@ def run_gateway(
 
 def run_agent(replica_dir: Path) -> int:
     from pillion import agent
+    from pillion.main.tracing import spans_to
 
     _log()
-    return agent.run(replica_dir)
+    return agent.run(replica_dir, spans_to)
 
 
 def internal_token(config: Config) -> str:
