@@ -18,7 +18,7 @@ from pillion.core.errors import InvalidRequestError
 from pillion.core.routing import Candidate, Routes
 from pillion.gateway.app import kind_of
 from pillion.gateway.balance import Balance, RetryBudget
-from pillion.gateway.body import ALLOWED, DENIED, BodyPolicy, cache_salt
+from pillion.gateway.body import ALLOWED, DENIED, BodyPolicy, ask_for_usage, cache_salt
 from pillion.gateway.faults import Scrub
 from pillion.gateway.http import Head
 from tests.gateway.world import ACME, BASE, make_adapter, make_instance, make_replica, make_snapshot
@@ -87,6 +87,11 @@ def test_media_where_it_may_hide() -> None:
             apply(BodyPolicy(), "/v1/rerank", body)
     schema = {"properties": {"image_url": {"type": "string", "url": "http://x"}}}
     apply(BodyPolicy(), CHAT, {"tools": [{"type": "function", "function": {"parameters": schema}}]})
+
+
+def test_stream_options_that_are_none() -> None:
+    with pytest.raises(InvalidRequestError, match="stream_options"):
+        ask_for_usage(CHAT, {"stream": msgspec.Raw(b"true"), "stream_options": msgspec.Raw(b"5")})
 
 
 @pytest.mark.parametrize("salt", [b'"\xff"', b"1e999", b"5", b'""', b'{"a": 1}', b'"' + 257 * b"x" + b'"'])

@@ -1,11 +1,16 @@
 """Secrets on disk: whole, private, and one for all processes that start at once."""
 
 import multiprocessing
+import os
 import stat
 import threading
 from pathlib import Path
 
-from pillion.main.files import private_once, private_token, write_private
+import pytest
+
+from pillion.core.errors import ConflictError
+from pillion.main import parts
+from pillion.main.files import alone, private_once, private_token, write_private
 
 
 def mode(path: Path) -> int:
@@ -69,3 +74,23 @@ def test_of_two_processes_one_wins(tmp_path: Path) -> None:
     for process in processes:
         process.join(60)
     assert tokens[0] == tokens[1] == path.read_text()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    lock = tmp_path / "serve.lock"
+    told = rf"process {os.getpid()}\) runs over {tmp_path}.*--data-dir"
+    for _ in range(2):
+        with alone(lock), pytest.raises(ConflictError, match=told), alone(lock):
+            pass
+
+
+def test_starts_that_only_a_person_can_make_succeed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "_log", lambda: None)
+    with alone(tmp_path / "serve.lock"):
+        assert parts.run_serve(None, {"data_dir": str(tmp_path)}, False) == 2
+    assert "Another 'pillion serve'" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert parts.run_serve(None, {"data_dir": str(tmp_path / "file" / "x")}, False) == 2
+    assert capsys.readouterr().err.startswith(f"error: The data directory {tmp_path}/file/x cannot be made")

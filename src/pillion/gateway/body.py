@@ -157,7 +157,7 @@ def ask_for_usage(path: str, document: Document) -> Wanted:
         return Wanted.AS_IT_IS
     options = _value(document, "stream_options") if "stream_options" in document else None
     if options is not None and not isinstance(options, dict):
-        return Wanted.AS_IT_IS
+        raise _refused("stream_options", "must be an object")
     options = options or {}
     document["stream_options"] = msgspec.Raw(msgspec.json.encode(options | _USAGE_ALWAYS))
     if not options.get("include_usage"):

@@ -15,9 +15,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Where everything is kept. [env: PILLION_DATA_DIR; default: ~/.pillion]"),
 ]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="pillion.toml. [env: PILLION_CONFIG]", envvar="PILLION_CONFIG")
-]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="pillion.toml.", envvar="PILLION_CONFIG")]
 
 Workers = Annotated[
     int | None, typer.Option(help="Processes of the gateway that share its port. [default: 1]")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from pillion.core.errors import ConflictError
 
 
 def write_private(path: Path, text: str) -> None:
@@ -18,6 +22,24 @@ def write_private(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which goes with the process however it ends. Raises `ConflictError` naming its holder."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConflictError(
+                f"Another 'pillion serve' (process {file.read().strip() or 'unknown'}) runs over {path.parent}. Stop it, "
+                "or give this one a directory of its own with --data-dir."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def private_token(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from pillion.core.errors import PillionError, UnavailableError
+from pillion.core.errors import InvalidRequestError, PillionError, UnavailableError
 from pillion.main import config as settings
 from pillion.main.config import Config
 from pillion.main.files import private_token
@@ -102,12 +102,21 @@ def _run(
     _log()
     try:
         config = settings.load(path, overrides, os.environ)
-        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(config.data_dir)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(make(config))
     except PillionError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 1 if isinstance(error, UnavailableError) else REFUSED
+
+
+def _make(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequestError(
+            f"The data directory {data_dir} cannot be made ({error.strerror}). Choose another with --data-dir."
+        ) from error
 
 
 def _log() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pillion.main.config import Config
+from pillion.main.files import alone
 from pillion.main.gateway import workers
 from pillion.main.lifetime import Stop
 from pillion.main.supervise import Part, address, listen, listen_apart, supervise
@@ -12,6 +13,11 @@ from pillion.main.supervise import Part, address, listen, listen_apart, supervis
 
 async def serve(config: Config, config_path: Path | None, keep_engines: bool) -> int:
     """Run until SIGTERM or SIGINT; the exit status. Engines are stopped unless `keep_engines`."""
+    with alone(config.data_dir / "serve.lock"):  # two would end each other's engines
+        return await _serve(config, config_path, keep_engines)
+
+
+async def _serve(config: Config, config_path: Path | None, keep_engines: bool) -> int:
     stop = Stop()
     stop.listen()
     public = listen_apart(config.server.host, config.server.port, config.server.workers)
