@@ -50,8 +50,18 @@ async def test_a_killed_engine_comes_back_with_its_adapters_before_they_are_repo
         assert said((await agent.ask(one.engine_name))[1]).startswith(f"sim tiny {one.digest[:12]}")
 
 
-async def test_a_hung_engine_is_started_again(node: Node, serving: Serving) -> None:
+async def test_a_hung_engine_is_killed_and_started_again(
+    node: Node, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked to end it might answer errors to requests that another replica could have answered."""
     one = node.put("one", 1)
+    sent, send = list[signal.Signals](), processes._signal
+
+    def note(pid: int, number: signal.Signals) -> None:
+        sent.append(number)
+        send(pid, number)
+
+    monkeypatch.setattr(processes, "_signal", note)
     async with serving() as agent:
         await agent.grant(grant(1, one))
         before = await agent.settled(1, one="loaded")
@@ -62,6 +72,7 @@ async def test_a_hung_engine_is_started_again(node: Node, serving: Serving) -> N
         after = await agent.until(lambda s: s.ready and loaded(s) == 1)
         assert after.engine["pid"] != before.engine["pid"]
         assert not alive(before.engine["pid"])
+        assert set(sent) == {signal.SIGKILL}
 
 
 async def test_an_agent_that_ends_without_its_engine_is_followed_by_one_that_adopts_it(

@@ -20,6 +20,7 @@ from pillion.engines.driver import Launch
 # closes the pipe, and nothing is started: there are no engines that nobody knows of.
 _GATEKEEPER = 'read -r go && exec "$@" </dev/null'
 _POLL_S = 0.05
+_KILL_S = 10.0
 
 
 class Process(Protocol):
@@ -34,7 +35,7 @@ class Process(Protocol):
     def alive(self) -> bool: ...
 
     async def end(self, grace_s: float) -> None:
-        """Asks it to end, and after `grace_s` makes it."""
+        """Asks it to end, and after `grace_s` makes it; 0: without asking."""
         ...
 
 
@@ -72,13 +73,13 @@ class EngineProcess:
         return identity(self._record.pid) == self._record.identity
 
     async def end(self, grace_s: float) -> None:
-        """SIGTERM, and SIGKILL after `grace_s`, to the engine; then SIGKILL to what it started."""
-        if self.alive():
+        """SIGTERM, and SIGKILL after `grace_s` or, if that is 0, at once, to the engine; then SIGKILL to what it started."""
+        if self.alive() and grace_s:
             _signal(self._record.pid, signal.SIGTERM)
             await self._gone(grace_s)
         if self.alive():
             _signal(self._record.pid, signal.SIGKILL)
-            await self._gone(grace_s)
+            await self._gone(_KILL_S)
         for process in _session(self._record):
             _signal(process, signal.SIGKILL)
 

@@ -23,6 +23,7 @@ from pillion.core.replica import Failure, ReplicaSpec
 from pillion.engines.client import EngineClient, EngineError, EngineState
 from pillion.engines.driver import EngineDriver, Launch
 
+HUNG = "engine_hung"
 _ERROR = re.compile(r"(?:^|\s)(?:[\w.]*(?:Error|Exception)|error): ")
 
 log = structlog.get_logger(__name__)
@@ -83,12 +84,13 @@ class Supervisor:
             failures = 1 if ran > self._timing.steady_s else failures + 1
             self._fell(failure, failures)
             await self._residents.detach()
-            await self._end()
+            # One that hangs would not end by itself, or with an error for each request, which another could answer.
+            await self._end(0.0 if failure.code == HUNG else self._timing.stop_grace_s)
             await asyncio.sleep(0 if ran > self._timing.steady_s else self._backoff.delay(failures))
 
     async def stop(self) -> None:
         """Ends the engine. Call it when `run` has been cancelled."""
-        await self._end()
+        await self._end(self._timing.stop_grace_s)
         self._home.remove("engine.json")
 
     async def idle(self) -> bool:
@@ -176,7 +178,7 @@ class Supervisor:
                     continue
                 missed = 0 if probe.result() else missed + 1
                 if missed >= self._timing.misses:
-                    return Failure("engine_hung", f"the engine missed {missed} health probes in a row")
+                    return Failure(HUNG, f"the engine missed {missed} health probes in a row")
                 told = f"it missed {missed} of {self._timing.misses} health probes in a row" if missed else ""
                 self._board.post(detail=told)
                 bound(self._home.engine_log)
@@ -226,10 +228,10 @@ class Supervisor:
         said = _last_words(tail(self._home.engine_log, 200))
         return Failure("engine_exited", f"the engine {how}" + (f": {said}" if said else ""))
 
-    async def _end(self) -> None:
+    async def _end(self, grace_s: float) -> None:
         process, self._process = self._process, None
         if process is not None:
-            await process.end(self._timing.stop_grace_s)
+            await process.end(grace_s)
 
 
 def _facts(state: EngineState, process: Process) -> dict[str, object]:
