@@ -50,6 +50,22 @@ class Answer:
         return "".join(c["text"] for event in found for c in event.get("choices", ()))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request as it was sent. `good`: engines by identity that could answer it then, and its name there.
+
+    `lives` of the gateway, `ahead` of the clock.
+    """
+
+    account: int
+    model: str
+    began: float
+    route: Route | None
+    good: set[tuple[str, str]]
+    lives: int
+    ahead: float
+
+
 class RunningGateway:
     """`port` stays the same over all its lives."""
 
@@ -84,7 +100,7 @@ class RunningGateway:
     @property
     def overdrawn(self) -> bool:
         """Whether no request may be sent a second time now."""
-        return self.app._inference.budget._tokens < 1.5
+        return self.app.inference.budget._tokens < 1.5
 
     async def begin(self) -> None:
         self.lives += 1

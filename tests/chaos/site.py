@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +24,14 @@ from pillion.store.rows import Adapter, SnapshotRows
 from tests import adapter_files
 from tests.chaos import settled
 from tests.chaos.country import BASE, Country, RunningClock, stored
-from tests.chaos.gateway import TOKEN, Answer, RunningGateway, plain, versions_of
-from tests.chaos.lives import REGIONS, Lives
+from tests.chaos.gateway import TOKEN, Answer, Asked, RunningGateway, plain, versions_of
+from tests.chaos.lives import REGIONS, Crash, Lives
 from tests.chaos.nodes import Engine, Node, Seen, in_this_process
 from tests.chaos.served import Served
 from tests.control.world import World
 
 SLOW = 6  # tokens of an answer that is under way while something happens
 SKEW_S = 1.0
-
-
-@dataclass
-class Asked:
-    """A request, and which engines could have answered it all the while: `good` before it was sent."""
-
-    account: int
-    model: str
-    began: float
-    route: Route | None
-    good: set[tuple[int, str]]
-    lives: int
 
 
 class Site(Lives):
@@ -265,7 +252,10 @@ class Site(Lives):
         for _ in range(8):
             if (await self.gateway.ask(self.keys[account], model)).status == 200:
                 return True
-            await self.tick()
+            if self.crashed:
+                break
+            with suppress(Crash):
+                await self.tick()
         return False
 
     def ask(self, account: int, model: str, tokens: int = 2, *, stream: bool = False) -> asyncio.Task[None]:
@@ -279,15 +269,17 @@ class Site(Lives):
 
     def _about(self, account: int, model: str) -> Asked:
         route = self.gateway.route(self.accounts[account].account, model)
-        return Asked(account, model, self.clock(), route, self._good(route), self.gateway.lives)
+        return Asked(
+            account, model, self.clock(), route, self._good(route), self.gateway.lives, self.clock.ahead
+        )
 
-    def _good(self, route: Route | None) -> set[tuple[int, str]]:
-        """Engines, as objects, that answer with what the route is to, and of which the gateway knows that they do."""
+    def _good(self, route: Route | None) -> set[tuple[str, str]]:
+        """Engines' identities, and what the route is to: they answer with it, and the gateway knows that they do."""
         if route is None:
             return set()
         engines = {engine.url: engine for engine in self.engines() if engine.well}
         return {
-            (id(engine), route.upstream_name)
+            (engine.record.identity, route.upstream_name)
             for candidate in route.candidates
             if candidate.resident and (engine := engines.get(candidate.replica.url)) is not None
             if engine.holds(route.upstream_name) and engine.spec.infer_key == candidate.replica.infer_key
@@ -295,24 +287,20 @@ class Site(Lives):
 
     def _judge(self, asked: Asked, answer: Answer) -> None:
         wrong = self.seen.wrong
-        about = (
-            f"{asked.model} of account {asked.account}: {answer.status} {answer.code} {answer.raw[:300]!r}"
-        )
+        about = f"{asked.model} of {asked.account}: {answer.status} {answer.code} {answer.raw[:300]!r}"
         self.counts[f"{answer.status} {answer.code}".strip()] += 1
         if answer.status == 200 and not answer.broken:
             self._judge_words(asked, answer)
             return
-        if asked.lives != self.gateway.lives or not asked.lives:
+        if asked.lives != self.gateway.lives:
             return  # the gateway itself went
+        if answer.code == "adapter_loading" and asked.ahead != self.clock.ahead:
+            return  # by the gateway's clock it waited longer than any request does
         now = self.gateway.route(self.accounts[asked.account].account, asked.model)
         could = asked.good & self._good(now)
         if answer.broken and answer.status == 200:
-            served = answer.headers.get("x-pillion-replica")
-            if any(
-                e.spec.id == served
-                for e in self.engines()
-                if (id(e), now.upstream_name if now else "") in could
-            ):
+            served, well = answer.headers.get("x-pillion-replica"), {identity for identity, _ in could}
+            if any(e.spec.id == served and e.record.identity in well for e in self.engines()):
                 wrong.append(f"cut off, and its engine was well: {about}")
             elif b'"error"' not in answer.raw[-1000:]:
                 wrong.append(f"silently short: {about}")
