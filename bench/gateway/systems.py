@@ -168,7 +168,8 @@ def pillion(place: Place, name: str = "pillion", adapters: int = 100_000) -> Sys
             *("--port", str(port), "--data-dir", place.scratch / f"{name}-data"),
         ],
         SYSTEM_CORE,
-        {stand_in.TOKEN_VARIABLE: stand_in.TOKEN},
+        # One mock stands for a whole pool here: none of 400 streams is to wait for its turn.
+        {stand_in.TOKEN_VARIABLE: stand_in.TOKEN, "PILLION_LIMITS_POOL_REQUESTS": "4096"},
     )
     return System(name, f"http://127.0.0.1:{port}", process, targets=targets)
 

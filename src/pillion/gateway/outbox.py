@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+# So much at once goes out at once: its sender is to hear soon that it has to wait for the reader.
+LARGE = 16 * 2**10
+
 
 class Outbox:
     """Order is kept: of one connection, and between them. Make it inside a running loop."""
@@ -21,6 +24,8 @@ class Outbox:
         if not self._waiting:
             self._loop.call_soon(self.flush)
         self._waiting.append((transport, data))
+        if len(data) >= LARGE:
+            self.flush()
 
     def close(self, transport: Any) -> None:
         """After what was written."""
