@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pillion.core.tiers import CAPS, Caps, Tier, Turns
+from pillion.core.usage import QUARANTINE_S
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -33,7 +34,7 @@ class Limits:
     keep_alive_s: int = 75
     connect_timeout_s: float = 3.0
     drain_s: float = 30.0
-    quarantine_s: float = 60.0
+    quarantine_s: float = QUARANTINE_S
     spool_bytes: int = 2**30
     cold_wait_s: float = 10.0
     silent_s: float = 1.0
