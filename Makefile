@@ -10,8 +10,6 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n < 4 ? n : 4 )))
 PYTEST := $(BIN)/python -m pytest
 FAST := tests --ignore=tests/real_engine --ignore=tests/integration --ignore=tests/docs --ignore=tests/chaos
-# What these tests see of the gateway is bytes: they say whether the compiled one is the same. So do all below that start it.
-COMPILED := $(addprefix tests/gateway/test_,wire.py streams.py retries.py inference.py onward.py spool.py process.py tokens.py echo.py)
 
 help: ## List what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,7 +50,7 @@ test-fast: $(VENV)/.installed ## Unit and property tests alone
 
 test: check engine ## Every kind of test, with small counts
 	@PILLION_COMPILED=0 $(PYTEST) $(FAST) -n $(WORKERS) -q
-	@$(PYTEST) $(COMPILED) -n $(WORKERS) -q
+	@$(PYTEST) tests/gateway -n $(WORKERS) -q # compiled now, as all below that start gateways
 	@$(PYTEST) tests/chaos -q
 	@$(PYTEST) tests/integration -n $(WORKERS) -q
 	@$(PYTEST) tests/real_engine -q

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from typing import Any
 
@@ -15,6 +16,8 @@ from pillion.core.routing import Route, Routes
 from pillion.core.snapshot import Canary, Instance, Replica, Snapshot, decode_news, encode
 from pillion.core.standing import COLD
 from pillion.gateway.knowledge import Knowledge
+from pillion.gateway.outbound import Pool
+from pillion.gateway.outbox import Outbox
 from pillion.gateway.plans import Plans
 from tests.gateway.world import ACME, BASE, OTHER, make_adapter, make_instance, make_replica, make_snapshot
 from tests.snapshots import difference
@@ -121,7 +124,15 @@ def told(resolve: Any, ask: tuple[str, str, str | None]) -> Any:
 
 
 def plans_of(knowledge: Knowledge) -> Plans:
-    return Plans(knowledge, None, lambda: 1_000.0, 60.0)  # type: ignore[arg-type]
+    return Plans(knowledge, _pool(), lambda: 1_000.0, 60.0)
+
+
+@functools.cache
+def _pool() -> Pool:
+    async def make() -> Pool:
+        return Pool(3.0, Outbox())
+
+    return asyncio.run(make())
 
 
 @given(st.data())

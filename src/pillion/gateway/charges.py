@@ -69,7 +69,7 @@ def most(
     return Charge(price, price.cost(prompt, answer * answers))
 
 
-def _prompts(raw: bytes) -> int:
+def _prompts(raw: msgspec.Raw) -> int:
     """A list of texts, or of lists of tokens, is many; a list of tokens is one."""
     try:
         given = msgspec.json.decode(raw, type=list[msgspec.Raw])

@@ -19,10 +19,17 @@ class Outbox:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[Any, bytes]] = []
+        self._written = 0
+        self._alone = True
 
     def write(self, transport: Any, data: bytes) -> None:
-        if not self._waiting:
-            self._loop.call_soon(self.flush)
+        if not self._written:
+            self._loop.call_soon(self._end_round)
+        self._written += 1
+        if self._alone:
+            if not transport.is_closing():
+                transport.write(data)
+            return
         self._waiting.append((transport, data))
         if len(data) >= LARGE:
             self.flush()
@@ -31,6 +38,12 @@ class Outbox:
         """After what was written."""
         self.flush()
         transport.close()
+
+    def _end_round(self) -> None:
+        """Where there was but one write in a round, the next goes out at once: it would wait for nothing."""
+        self._alone = self._written == 1
+        self._written = 0
+        self.flush()
 
     def flush(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -20,6 +20,7 @@ log = structlog.get_logger(__name__)
 
 BATCH = 500
 EVERY_S = 1.0
+PAUSE_S = 0.25  # a report costs what several requests cost, however little is in it
 MAX_PAUSE_S = 5.0
 CALL_S = 30.0
 
@@ -112,6 +113,7 @@ class Reports:
                 await self.flush()
                 failures, self.untold_since = 0, None
                 await self._more.wait()
+                await asyncio.sleep(PAUSE_S)
             except (UntoldError, OSError) as error:
                 if not failures:
                     log.warning("usage not reported", error=str(error), behind=self.behind)
