@@ -39,6 +39,8 @@ from pillion.core import snapshot as wire
 from pillion.core.routing import Routes
 from pillion.gateway.balance import Balance
 from pillion.gateway.knowledge import Knowledge
+from pillion.gateway.outbound import Pool
+from pillion.gateway.outbox import Outbox
 from pillion.gateway.plans import Plans
 from pillion.store import tables
 from pillion.store.database import Database
@@ -239,6 +241,10 @@ def load(path: Path) -> dict[str, Any]:
 # Routing
 
 
+async def _pool() -> Pool:
+    return Pool(3.0, Outbox())
+
+
 def routing(snapshot: wire.Snapshot, requests: int) -> dict[str, Any]:
     """µs of a request's way to a replica, and of taking in a change, while both go on."""
     draw = random.Random(1)
@@ -260,7 +266,7 @@ def routing(snapshot: wire.Snapshot, requests: int) -> dict[str, Any]:
     whole = replace(snapshot, instances=(replace(pool, replicas=tuple(replicas)),))
     knowledge = Knowledge(time.time, 60.0)
     knowledge.apply(Routes(whole), time.time())
-    plans = Plans(knowledge, None, time.time, 60.0)  # type: ignore[arg-type]
+    plans = Plans(knowledge, asyncio.run(_pool()), time.time, 60.0)
     balance = Balance(time.monotonic, draw.random)
     routed, applied, pause = [], [], itertools.cycle(range(int(RATE * DELTA_S)))
     gc.collect()

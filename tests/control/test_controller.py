@@ -280,6 +280,25 @@ class TestAttachments:
         agent.tell(reachable=True)
         await in_state(control, who, adapter, made.id, "ready")
 
+    async def test_an_agent_that_was_started_again_says_nothing_of_its_engine_before_it_has_found_it(
+        self, world: World, control: Control, who: Principal
+    ) -> None:
+        made = await world.launched(control, who)
+        agent, (replica,) = world.fleets["local"].only, control.agents.facts
+        agent.tell(reachable=False)
+        await holds(control, lambda: not control.agents.facts)
+        agent.tell(reachable=True, ready=False, engine_epoch=0, stage="warming")
+        await holds(control, lambda: replica in control.agents.facts)
+        assert not control.agents.facts[replica].ready
+        assert control.agents.presumed()[replica].ready
+        await ticks(control)
+        assert (await world.snapshot(control)).instances[0].replicas[0].ready
+        agent.tell(ready=False, engine_epoch=2, stage="starting")
+        await until(
+            control, lambda: world.snapshot(control), lambda found: not found.instances[0].replicas[0].ready
+        )
+        assert (await instances.get(control, who, made.id)).state != "running"
+
     async def test_an_agent_that_forgot_its_grant_gets_it_again(
         self, world: World, control: Control, who: Principal
     ) -> None:

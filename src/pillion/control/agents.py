@@ -37,9 +37,12 @@ class Agents:
         self._last: dict[str, tuple[ReplicaStatus, float]] = {}
 
     def presumed(self) -> dict[str, ReplicaStatus]:
-        """The facts, and of agents that fell silent a moment ago what they said last: their engines serve on."""
+        """The facts, and of agents that fell silent a moment ago what they said last: their engines serve on.
+
+        So it is until an agent that was started again has found the engine: before that it says nothing of it.
+        """
         now = asyncio.get_running_loop().time()
-        return {id: status for id, (status, until) in self._last.items() if id in self.facts or now < until}
+        return self.facts | {id: status for id, (status, until) in self._last.items() if now < until}
 
     def follow(self, replicas: Iterable[Replica]) -> None:
         """Poll exactly these: those that are alive and have said where they listen."""
@@ -99,14 +102,17 @@ class Agents:
                 continue
             if status != known:
                 self.facts[replica.id] = status
-                self._last[replica.id] = (status, 0.0)
+                if status.engine_epoch:
+                    self._last.pop(replica.id, None)
                 self._changes.nudge()
 
     def _unheard(self, replica: str) -> None:
         status = self.facts.pop(replica, None)
-        if status is not None:
+        if status is None:
+            return
+        if status.engine_epoch:
             self._last[replica] = (status, asyncio.get_running_loop().time() + SILENCE_S)
-            self._changes.nudge()
+        self._changes.nudge()
 
     async def _status(self, replica: Replica, known: ReplicaStatus | None) -> ReplicaStatus:
         query = {"wait": str(POLL_S)}
