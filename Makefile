@@ -50,7 +50,7 @@ test-fast: $(VENV)/.installed ## Unit and property tests alone
 
 test: check engine ## Every kind of test, with small counts
 	@PILLION_COMPILED=0 $(PYTEST) $(FAST) -n $(WORKERS) -q
-	@$(PYTEST) tests/gateway -n $(WORKERS) -q # compiled now, as all below that start gateways
+	@$(PYTEST) tests/gateway tests/core/test_choice.py tests/core/test_limits.py -n $(WORKERS) -q # compiled now, as all below that start gateways
 	@$(PYTEST) tests/chaos -q
 	@$(PYTEST) tests/integration -n $(WORKERS) -q
 	@$(PYTEST) tests/real_engine -q

@@ -229,7 +229,8 @@ async def test_the_next_agent_keeps_what_came_on_demand(serving: Serving, node: 
         await opened(agent)
         for entry in (a, b):
             assert (await agent.load(permit(entry)))[0] == 200
-        while len(home.read("permitted.json", msgspec.defstruct("K", [("entries", list)])).entries) < 2:  # type: ignore[union-attr]
+        kept = msgspec.defstruct("Kept", [("entries", list)])
+        while (on_disk := home.read("permitted.json", kept)) is None or len(on_disk.entries) < 2:  # type: ignore[attr-defined]
             await asyncio.sleep(0.01)
     async with serving(lora=LORA, keep=True) as agent:
         await agent.settled(1, a="loaded", b="loaded")

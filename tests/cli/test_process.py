@@ -20,6 +20,8 @@ def _start(api: FakeApi, *args: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=environ,
+        # A shell starts what runs in its background deaf to it, and so all that is started from there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -30,8 +30,10 @@ class Bucket:
 
     def left(self, now: float) -> float:
         """May be negative: what was used is known only afterwards."""
-        if now > self._at:
-            self._left = min(self.rate * 60, self._left + (now - self._at) * self.rate)
+        passed = now - self._at
+        if passed > 0.0:
+            left, most = self._left + passed * self.rate, self.rate * 60.0
+            self._left = left if left < most else most
             self._at = now
         return self._left
 

@@ -1,10 +1,9 @@
 """The data path: one URL in front of engines and control. Imports core alone."""
 
-from pillion.gateway import compiled
+from pillion.core import COMPILED
 
-if (_directory := compiled.found()) is not None:
-    __path__.insert(0, str(_directory))
-    compiled.use(_directory)
+if COMPILED is not None:
+    __path__.insert(0, str(COMPILED / "gateway"))
 
 from pillion.gateway.config import GatewayConfig, Limits
 from pillion.gateway.server import run, serve

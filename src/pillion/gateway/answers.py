@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,7 +89,7 @@ def _kind(fields: RawFields) -> bytes:
     return _first(fields, b"content-type").partition(b";")[0].strip().lower()
 
 
-class _Whole:
+class _Whole(Reply):
     """An answer that is read to its end before any of it goes out."""
 
     length: int | None = None
@@ -144,7 +143,7 @@ class _Document(_Whole):
         return self._echo.json(text)
 
 
-class _Events:
+class _Events(Reply):
     """The stream as it comes. Where it fails, an error event is its last (SPEC §5)."""
 
     length: int | None = None
@@ -154,8 +153,10 @@ class _Events:
         self.fields = fields
         self._events = EventEcho(origin.echo, origin.scrub, limit, origin.wanted)
         self._ends_with_done = origin.path in ENDS_WITH_DONE
-        self.feed: Callable[[bytes], bytes] = self._events.feed
         self.tokens = self._events.tokens
+
+    def feed(self, data: bytes) -> bytes:
+        return self._events.feed(data)
 
     def end(self) -> bytes:
         rest = self._events.end()
@@ -167,7 +168,7 @@ class _Events:
         return error_event(error)
 
 
-class _Bytes:
+class _Bytes(Reply):
     """A kind that has no place for an error: where it ends too early, so does the connection."""
 
     def __init__(self, status: int, fields: bytes, length: int | None) -> None:

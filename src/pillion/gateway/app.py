@@ -13,7 +13,7 @@ from pillion.gateway import headers
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.config import Limits
 from pillion.gateway.http import Answer, Head, json_answer
-from pillion.gateway.inbound import Exchange, Inbound
+from pillion.gateway.inbound import Exchange, House, Inbound
 from pillion.gateway.inference import Inference
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import CONTENT_TYPE, Metrics
@@ -54,7 +54,7 @@ OWN = frozenset({"/healthz", "/readyz", "/metrics"})
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 
-class Gateway:
+class Gateway(House):
     """`timer`: seconds that only grow. `clock`: since the epoch. `draining`: no more connections are taken."""
 
     def __init__(
@@ -90,10 +90,6 @@ class Gateway:
         self.heads = Heads()
         self.timer = timer
         self.draining = False
-        self.first_byte = metrics.first_byte
-        self.answered = metrics.answered
-        self.malformed = metrics.malformed
-        self.opened = self._connections.add
 
     # What connections ask for
 
@@ -121,6 +117,18 @@ class Gateway:
             return self._container.receive(head, connection)
         connection.give(self._models(head, connection) if kind == "models" else self._own(head, connection))
         return None
+
+    def answered(self, kind: str, status: int) -> None:
+        self._metrics.answered(kind, status)
+
+    def malformed(self, status: int) -> None:
+        self._metrics.malformed(status)
+
+    def first_byte(self, kind: str, seconds: float) -> None:
+        self._metrics.first_byte(kind, seconds)
+
+    def opened(self, connection: Inbound) -> None:
+        self._connections.add(connection)
 
     def closed(self, connection: Inbound) -> None:
         self._connections.discard(connection)

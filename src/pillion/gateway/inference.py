@@ -38,10 +38,10 @@ from pillion.gateway.config import Limits
 from pillion.gateway.fair import Fair, Turn
 from pillion.gateway.form import Form, boundary_of, usage_asked
 from pillion.gateway.http import Head
-from pillion.gateway.inbound import CLIENT_LEFT, Inbound
+from pillion.gateway.inbound import CLIENT_LEFT, Exchange, Inbound
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import Metrics
-from pillion.gateway.outbound import Outbound, Pool
+from pillion.gateway.outbound import Asker, Outbound, Pool
 from pillion.gateway.plans import Plan, Plans
 from pillion.gateway.replies import ReplyHead
 from pillion.gateway.tokens import Wanted
@@ -110,7 +110,7 @@ class Inference:
         log.warning("adapter quarantined", adapter=route.adapter.id, request_id=request_id)
 
 
-class InferenceExchange:
+class InferenceExchange(Exchange, Asker):
     """Tries replicas until one answers; each try sees the newest snapshot. It is called by client and upstream."""
 
     __slots__ = (

@@ -9,12 +9,11 @@ from pillion.core.errors import PillionError, RateLimitError
 from pillion.core.limits import Bucket
 from pillion.core.snapshot import Key
 from pillion.core.usage import Demand, Shares
+from pillion.gateway.accounting import RateLimits
 from pillion.gateway.http import Fields
 
 OPEN_AFTER_S = 10.0
 IDLE_S = 120.0
-_LINES = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%dms\r\n"
-_REQUESTS, _TOKENS = (_LINES % (name, name, name) for name in (b"requests", b"tokens"))
 
 
 class _Buckets:
@@ -45,8 +44,8 @@ class LimitReachedError(RateLimitError):
         return {**super().headers(), **self._fields}
 
 
-class KeyLimits:
-    """Implements `RateLimits`. Control tells the shares; where it is away, each gateway takes the whole limit."""
+class KeyLimits(RateLimits):
+    """Control tells the shares; where it is away, each gateway takes the whole limit."""
 
     def __init__(self, now: float) -> None:
         self._buckets: dict[str, _Buckets] = {}
@@ -56,16 +55,14 @@ class KeyLimits:
         if key.requests_per_minute is None and key.tokens_per_minute is None:
             return None
         own = self._of(key, now)
-        own.asked += 1
-        for name, bucket in (("requests", own.requests), ("tokens", own.tokens)):
-            if bucket is not None and bucket.left(now) < 1:
-                return LimitReachedError(
-                    dict(self.fields(key, now)),
-                    f"This API key's limit of {bucket.limit} {name} per minute is reached. Try again shortly.",
-                    retry_after=bucket.wait(1),
-                )
-        if own.requests is not None:
-            own.requests.take(1)
+        own.asked += 1.0
+        requests, tokens = own.requests, own.tokens
+        if requests is not None and requests.left(now) < 1.0:
+            return self._reached(key, "requests", requests, now)
+        if tokens is not None and tokens.left(now) < 1.0:
+            return self._reached(key, "tokens", tokens, now)
+        if requests is not None:
+            requests.take(1.0)
         return None
 
     def spent(self, key: Key, tokens: int, now: float) -> None:
@@ -75,7 +72,7 @@ class KeyLimits:
         own.spent += tokens
         if own.tokens is not None:
             own.tokens.left(now)
-            own.tokens.take(tokens)
+            own.tokens.take(float(tokens))
 
     def fields(self, key: Key, now: float) -> Fields:
         if key.requests_per_minute is None and key.tokens_per_minute is None:
@@ -86,8 +83,10 @@ class KeyLimits:
         if key.requests_per_minute is None and key.tokens_per_minute is None:
             return b""
         own = self._of(key, now)
-        requests = b"" if own.requests is None else _lines(_REQUESTS, own.requests, now)
-        return requests if own.tokens is None else requests + _lines(_TOKENS, own.tokens, now)
+        text = "" if own.requests is None else _lines("requests", own.requests, now)
+        if own.tokens is not None:
+            text += _lines("tokens", own.tokens, now)
+        return text.encode()
 
     def demand(self, gateway: str, now: float) -> Demand:
         """What was asked since the last time; what is idle is forgotten."""
@@ -123,6 +122,13 @@ class KeyLimits:
                     bucket.share(1.0, now)
         return True
 
+    def _reached(self, key: Key, what: str, bucket: Bucket, now: float) -> LimitReachedError:
+        return LimitReachedError(
+            dict(self.fields(key, now)),
+            f"This API key's limit of {bucket.limit} {what} per minute is reached. Try again shortly.",
+            retry_after=bucket.wait(1),
+        )
+
     def _of(self, key: Key, now: float) -> _Buckets:
         own = self._buckets.get(key.id)
         if own is None or not own.fit(key):
@@ -131,7 +137,10 @@ class KeyLimits:
         return own
 
 
-def _lines(text: bytes, bucket: Bucket, now: float) -> bytes:
-    left = bucket.left(now)
-    reset = 0 if left >= bucket.limit else ceil(bucket.wait(bucket.rate * 60) * 1000)
-    return text % (bucket.limit, max(0, int(left)), reset)
+def _lines(name: str, bucket: Bucket, now: float) -> str:
+    left, whole = bucket.left(now), bucket.limit
+    reset = 0 if left >= whole else ceil(bucket.wait(bucket.rate * 60.0) * 1000.0)
+    return (
+        f"x-ratelimit-limit-{name}: {whole}\r\nx-ratelimit-remaining-{name}: {max(0, int(left))}\r\n"
+        f"x-ratelimit-reset-{name}: {reset}ms\r\n"
+    )

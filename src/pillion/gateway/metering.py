@@ -12,6 +12,7 @@ from pillion.core.errors import UnavailableError
 from pillion.core.routing import Candidate, Route
 from pillion.core.snapshot import Key
 from pillion.core.usage import LOST, Incident, Told, Used
+from pillion.gateway import accounting
 from pillion.gateway.spool import Spool, SpoolFullError
 
 log = structlog.get_logger(__name__)
@@ -19,7 +20,7 @@ log = structlog.get_logger(__name__)
 SYNC_S = 0.025  # on the disk within 50 ms
 
 
-class Meter:
+class Meter(accounting.Meter):
     """`told` is called when there is something on the disk to report, `access` with each request at its end.
 
     Make it inside a running loop.
@@ -158,7 +159,7 @@ def told_in_log(used: Used) -> None:
     )
 
 
-class Ticket:
+class Ticket(accounting.Ticket):
     """One request's account."""
 
     __slots__ = ("_cold", "_first_at", "_meter", "_number", "_tokens", "_used")

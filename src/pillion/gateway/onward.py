@@ -14,16 +14,16 @@ from pillion.gateway import headers, http
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance
 from pillion.gateway.http import Fields, Head
-from pillion.gateway.inbound import Inbound
+from pillion.gateway.inbound import Exchange, Inbound
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import Metrics
-from pillion.gateway.outbound import Origin, Outbound, Pool
+from pillion.gateway.outbound import Asker, Origin, Outbound, Pool
 from pillion.gateway.replies import ReplyHead
 
 CONTAINER = re.compile(r"/inference-instances/(?P<id>[^/]*)/proxy(?P<path>/.*)?")
 
 
-class Passage:
+class Passage(Exchange, Asker):
     """One request and its answer, streamed both ways: nothing is held, decoded or changed.
 
     Subclasses say where it goes and what becomes of failures.
@@ -214,7 +214,7 @@ class ToControl:
 
 
 class _ControlPassage(Passage):
-    dropped = headers.NOT_FROM_CONTROL
+    dropped: Collection[bytes] = headers.NOT_FROM_CONTROL
 
     def __init__(self, control: ToControl, head: Head, client: Inbound) -> None:
         super().__init__(control.pool, head, client, head.path)
@@ -277,7 +277,7 @@ class _ContainerPassage(Passage):
     """Only a refused connection moves to another replica: the body goes out but once."""
 
     kind = "container"
-    dropped = headers.NOT_FROM_CONTAINER
+    dropped: Collection[bytes] = headers.NOT_FROM_CONTAINER
 
     def __init__(self, shared: ToContainer, route: Route, path: str, head: Head, client: Inbound) -> None:
         super().__init__(shared.pool, head, client, path)

@@ -14,7 +14,7 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from pillion.gateway.compiled import GROUP, MODULES, SOURCES, place
+from pillion.core.compiled import GROUP, MODULES, SOURCES, place
 
 KEPT_S = 86_400
 
@@ -55,9 +55,9 @@ def _build(scratch: Path, built: Path) -> None:
     options = ["--config-file=", f"--cache-dir={scratch}/mypy", "--follow-imports=silent"]
     said = io.StringIO()
     try:
-        with contextlib.chdir(SOURCES.parents[1]), redirect_stdout(said), redirect_stderr(said):
+        with contextlib.chdir(SOURCES.parent), redirect_stdout(said), redirect_stderr(said):
             extensions = mypycify(
-                [*options, "--ignore-missing-imports", *(f"pillion/gateway/{name}.py" for name in MODULES)],
+                [*options, "--ignore-missing-imports", *(f"pillion/{name}.py" for name in MODULES)],
                 opt_level="2",
                 debug_level="0",
                 multi_file=True,

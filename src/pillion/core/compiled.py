@@ -15,35 +15,39 @@ from pathlib import Path
 
 # All that a request runs through. What is not in here runs once in a while, or is mostly waiting.
 MODULES = (
-    "answers",
-    "app",
-    "auth",
-    "balance",
-    "body",
-    "budgets",
-    "charges",
-    "echo",
-    "fair",
-    "form",
-    "headers",
-    "http",
-    "inbound",
-    "inference",
-    "knowledge",
-    "limits",
-    "metering",
-    "metrics",
-    "outbound",
-    "outbox",
-    "plans",
-    "replies",
-    "spool",
-    "tokens",
-    "tries",
-    "wire",
+    "core/choice",
+    "core/limits",
+    "gateway/accounting",
+    "gateway/answers",
+    "gateway/app",
+    "gateway/auth",
+    "gateway/balance",
+    "gateway/body",
+    "gateway/budgets",
+    "gateway/charges",
+    "gateway/echo",
+    "gateway/fair",
+    "gateway/form",
+    "gateway/headers",
+    "gateway/http",
+    "gateway/inbound",
+    "gateway/inference",
+    "gateway/knowledge",
+    "gateway/limits",
+    "gateway/metering",
+    "gateway/metrics",
+    "gateway/onward",
+    "gateway/outbound",
+    "gateway/outbox",
+    "gateway/plans",
+    "gateway/replies",
+    "gateway/spool",
+    "gateway/tokens",
+    "gateway/tries",
+    "gateway/wire",
 )
 GROUP = "pillion_gateway"
-SOURCES = Path(__file__).resolve().parent
+SOURCES = Path(__file__).resolve().parents[1]
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 
 
@@ -51,14 +55,14 @@ def found() -> Path | None:
     """The directory with the compiled modules of these very sources; None where there is none or it is not wanted."""
     if os.environ.get("PILLION_COMPILED") == "0":
         return None
-    directory = place() / "pillion" / "gateway"
+    directory = place() / "pillion"
     return directory if directory.is_dir() else None
 
 
 def use(directory: Path) -> None:
-    """Loads what all compiled modules share; they themselves are found in `directory` when they are imported."""
+    """Loads what all compiled modules share; they themselves are found below `directory` when they are imported."""
     name = f"{GROUP}__mypyc"
-    spec = importlib.util.spec_from_file_location(name, directory.parents[1] / f"{name}{SUFFIX}")
+    spec = importlib.util.spec_from_file_location(name, directory.parent / f"{name}{SUFFIX}")
     assert spec is not None
     assert spec.loader is not None
     shared = importlib.util.module_from_spec(spec)
@@ -70,6 +74,6 @@ def place() -> Path:
     """By what is compiled, and what for."""
     digest = hashlib.sha256(SUFFIX.encode())
     # What they call counts too: machine code relies on its types.
-    for source in sorted([*SOURCES.glob("*.py"), *(SOURCES.parent / "core").rglob("*.py")]):
+    for source in sorted([*(SOURCES / "gateway").glob("*.py"), *(SOURCES / "core").rglob("*.py")]):
         digest.update(source.read_bytes())
     return Path(sysconfig.get_path("platlib")) / "pillion_compiled" / digest.hexdigest()[:32]
