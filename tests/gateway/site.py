@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -187,6 +188,7 @@ async def site(
     *,
     control_url: str | None = None,
     internal_url: str | None = None,
+    clock: Callable[[], float] = time.time,
     **fields: Any,
 ) -> AsyncIterator[Site]:
     """Runs a gateway. `fields` are `GatewayConfig`'s; control is reached where it listens unless told otherwise."""
@@ -202,7 +204,7 @@ async def site(
     stop = asyncio.Event()
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     serving = asyncio.ensure_future(
-        serve(config, stop, lambda host, port: address.set_result(f"http://{host}:{port}"))
+        serve(config, stop, lambda host, port: address.set_result(f"http://{host}:{port}"), clock=clock)
     )
     await asyncio.wait({serving, address}, return_when=asyncio.FIRST_COMPLETED)
     if not address.done():

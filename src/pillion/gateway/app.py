@@ -140,7 +140,10 @@ class Gateway(House):
     def sweep(self, now: float) -> None:
         """Call it now and then with the loop's time."""
         for connection in list(self._connections):
-            connection.check(now)
+            try:
+                connection.check(now)
+            except Exception:
+                connection.crash()
         self._pool.sweep()
 
     def drain(self) -> None:

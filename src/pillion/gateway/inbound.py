@@ -46,6 +46,9 @@ class Exchange(Protocol):
     def client_full(self, full: bool) -> None:
         """Whether the client takes less than was written to it."""
 
+    def crashed(self) -> None:
+        """It raised what nobody expected, which is being handled: lets go of all it has, and has its connection `crash`."""
+
 
 class House(Protocol):
     """What stands behind the connections."""
@@ -140,7 +143,7 @@ class Inbound(asyncio.Protocol):
             self._head = None
             self._house.answered(self._kind, CLIENT_LEFT if self._status is None else self._status)
         if exchange is not None:
-            exchange.left()
+            _leave(exchange)
 
     def eof_received(self) -> None:
         self._outbox.flush()  # the connection is closed now
@@ -186,30 +189,27 @@ class Inbound(asyncio.Protocol):
         """The whole of it."""
         if self._head is None:
             return
-        self._status = status
         if self._kind == "inference":
             self._house.first_byte(self._kind, self._house.timer() - self._arrived)
         head = self._top(status, fields, len(body))
         self._outbox.write(self._transport, head if self._head.method == "HEAD" else head + body)
+        self._status = status
         self._done()
 
     def begin(self, status: int, fields: bytes, length: int | None, first: bytes = b"") -> None:
         """The head of an answer whose body follows, and its first bytes. `length` is None where it is not known."""
         if self._head is None:
             return
-        self._status = status
         bodiless = self._head.method == "HEAD" or status in (204, 304)
         self._chunked = length is None and not bodiless and self._head.minor == 1
         if length is None and not bodiless and not self._chunked:
             self._keep_alive = False
         head = self._top(status, fields, length, chunked=self._chunked)
         self._house.first_byte(self._kind, self._house.timer() - self._arrived)
-        if not first or bodiless:
-            self._outbox.write(self._transport, head)
-            return
-        self._outbox.write(
-            self._transport, b"%b%x\r\n%b\r\n" % (head, len(first), first) if self._chunked else head + first
-        )
+        if first and not bodiless:
+            head = b"%b%x\r\n%b\r\n" % (head, len(first), first) if self._chunked else head + first
+        self._outbox.write(self._transport, head)
+        self._status = status
 
     def write(self, data: bytes) -> None:
         if self._head is None or self._head.method == "HEAD":
@@ -246,13 +246,22 @@ class Inbound(asyncio.Protocol):
     def give(self, answer: Answer) -> None:
         self.answer(answer.status, http.lines(answer.fields), answer.body)
 
-    def crash(self) -> None:
-        """Call it while an exception is handled that nobody expected."""
+    def crash(self, last: bytes | None = None) -> None:
+        """Call it while an exception is handled that nobody expected. `last`: what ends an answer that has begun; where
+        there is none, it is broken off.
+        """
         # As text: a logger that prints locals would print keys.
         trace = traceback.format_exc()
         path = "" if self._head is None else self._head.path
         log.error("request failed", request_id=self.request_id, path=path, traceback=trace)
-        self.fail(PillionError(f"The gateway failed at this request. Its id is {self.request_id}."))
+        try:
+            if last is None or self._status is None:
+                self.fail(PillionError(f"The gateway failed at this request. Its id is {self.request_id}."))
+            else:
+                self.end(last)
+        except Exception:
+            self.abort()
+            raise
 
     # What the house does
 
@@ -268,7 +277,7 @@ class Inbound(asyncio.Protocol):
                 self._outbox.close(self._transport)
         elif not self._reader.whole and not self._paused and self._exchange is not None:
             exchange, self._exchange = self._exchange, None
-            exchange.left()
+            _leave(exchange)
             self.fail(InvalidRequestError(f"The body did not come within {limits.body_timeout_s:g} s."))
 
     def drain(self) -> None:
@@ -298,8 +307,11 @@ class Inbound(asyncio.Protocol):
         except Malformed as error:
             self._malformed(error)
         except Exception:
-            self._drop()
-            self.crash()
+            exchange, self._exchange = self._exchange, None
+            if exchange is None:
+                self.crash()
+            else:
+                exchange.crashed()
         finally:
             self._advancing = False
 
@@ -414,7 +426,7 @@ class Inbound(asyncio.Protocol):
     def _malformed(self, error: Malformed) -> None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            exchange.left()
+            _leave(exchange)
         if self._head is not None and self._status is not None:
             self.cut(error.message)
         else:
@@ -434,3 +446,10 @@ class Inbound(asyncio.Protocol):
         else:
             self._house.answered(self._kind, status)
         self._outbox.close(self._transport)
+
+
+def _leave(exchange: Exchange) -> None:
+    try:
+        exchange.left()
+    except Exception:
+        exchange.crashed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -49,6 +50,8 @@ from pillion.gateway.tracing import Tracing
 from pillion.gateway.tries import Deadly, NotResident, Tries
 
 log = structlog.get_logger(__name__)
+
+What = TypeVar("What")
 
 # How often a stream's tokens are told to its ticket while it runs.
 TELL_S = 1.0
@@ -311,6 +314,16 @@ class InferenceExchange(Exchange, Asker):
     def upstream_full(self, full: bool) -> None:
         """The whole request is in its buffer anyway."""
 
+    def crashed(self) -> None:
+        """Lets go of all that it has, one after the other whatever else fails, and tells the client."""
+        self._over = True
+        for let_go in (self._part, self._stop_waiting, self._free, self._leave_pool, self._write_off):
+            try:
+                let_go()
+            except Exception as error:
+                log.error("request not cleaned up", request_id=self._client.request_id, error=repr(error))
+        self._client.crash(None if self._reply is None else self._reply.failed(_failed()))
+
     # What a watch asks and says
 
     def waits_for(self) -> Replica | None:
@@ -321,6 +334,14 @@ class InferenceExchange(Exchange, Asker):
 
     def silent(self) -> None:
         """Goes to another replica, if there is one that is not out and it may: once, and paid by the budget."""
+        try:
+            self._move_on()
+        except Exception:
+            self.crashed()
+
+    # Below
+
+    def _move_on(self) -> None:
         held, shared, tries = self._held, self._in, self._tries
         if held is None or self._begun or self._over:
             return
@@ -342,7 +363,12 @@ class InferenceExchange(Exchange, Asker):
         self._let_go()
         self._again()
 
-    # Below
+    def _contained(self, then: Callable[[What], None], what: What) -> None:
+        """For what the loop calls, to which a failure is nobody's."""
+        try:
+            then(what)
+        except Exception:
+            self.crashed()
 
     def _read_form(self, form: Form) -> None:
         document, self._model = form.end()
@@ -405,7 +431,9 @@ class InferenceExchange(Exchange, Asker):
             self._charge = most(
                 self._head.path, size, self._document, model, self._in.clock(), has_files=has_files
             )
-            self._paying = self._in.budgets.reserve(self._account, self._charge.reserved, self._paid)
+            self._paying = self._in.budgets.reserve(
+                self._account, self._charge.reserved, functools.partial(self._contained, self._paid)
+            )
         return self._paying is None
 
     def _paid(self, refusal: PillionError | None) -> None:
@@ -430,7 +458,8 @@ class InferenceExchange(Exchange, Asker):
         """Now, or where that is a pool's and busy, when it is this account's turn."""
         candidate = plan.candidate
         if candidate.instance.account is None:
-            self._turn = self._in.fair.turn(candidate.replica.id, self._key, self._called)
+            called = functools.partial(self._contained, self._called)
+            self._turn = self._in.fair.turn(candidate.replica.id, self._key, called)
             if self._turn.waits:
                 self._in.held_up.add(self)
                 return
@@ -473,7 +502,8 @@ class InferenceExchange(Exchange, Asker):
         now, cold = self._in.clock(), self._in.cold
         self._cold_until = self._cold_until or now + cold.wait_s
         of = None if self._trace is None else self._trace.carried()
-        self._waiting = cold.load(plan.route, plan.candidate, self._cold_until - now, self._warmed, of)
+        warmed = functools.partial(self._contained, self._warmed)
+        self._waiting = cold.load(plan.route, plan.candidate, self._cold_until - now, warmed, of)
         self._in.held_up.add(self)
 
     def _warmed(self, asked: Asked) -> None:
@@ -616,14 +646,12 @@ class InferenceExchange(Exchange, Asker):
         self._over = True
         if self._in.held_up:
             self._stop_waiting()
-        if self._held is not None:
-            self._let_go()
-        if self._admitted:
-            self._leave_pool()
+        self._free()
+        self._leave_pool()
         if self._trace is not None:
             counted = () if self._reply is None else self._reply.tokens.counted
             self._trace.end(status, self._model, self._plan, counted, self._cold)
-        ticket, self._ticket = self._ticket, None
+        ticket = self._ticket
         if ticket is None:
             return
         now = self._in.clock()
@@ -634,7 +662,22 @@ class InferenceExchange(Exchange, Asker):
             ticket.tokens(prompt, cached, completion)
             if prompt or completion:
                 self._in.rates.spent(self._key, (prompt or 0) + (completion or 0), now)
+        self._ticket = None
         ticket.done(status, now)
+
+    def _free(self) -> None:
+        if self._held is not None:
+            self._let_go()
+
+    def _write_off(self) -> None:
+        """The account of a request that crashed."""
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            if self._reply is not None:
+                ticket.tokens(*self._reply.tokens.counted)
+            ticket.done(500, self._in.clock())
+        if self._trace is not None:
+            self._trace.end(500, self._model, self._plan, (), self._cold)
 
     def _stop_waiting(self) -> None:
         """For a load or a turn."""
@@ -645,6 +688,9 @@ class InferenceExchange(Exchange, Asker):
 
     def _leave_pool(self) -> None:
         """Its place is free, and what was set aside for it is paid or given back."""
+        if not self._admitted:
+            return
+        self._admitted = False
         self._in.fair.dismiss(self._account)
         if self._paying is not None:
             self._paying.cancel()
@@ -670,3 +716,7 @@ def _salt_of(pepper: bytes, account: str, own: bytes | None) -> str:
 
 def too_large(limit: int) -> RequestTooLargeError:
     return RequestTooLargeError(f"The body is larger than {limit} bytes.")
+
+
+def _failed() -> PillionError:
+    return PillionError("The gateway failed at this request.")

@@ -134,6 +134,12 @@ class Passage(Exchange, Asker):
         else:
             self._client.resume()
 
+    def crashed(self) -> None:
+        try:
+            self._close()
+        finally:
+            self._client.crash()
+
     # What subclasses say
 
     def _origin(self) -> Origin:

@@ -26,7 +26,7 @@ _KEEP_ALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), (
 
 
 class Asker(Protocol):
-    """Who sent a request and takes its answer. Nothing is called after `lost`, `refused` or `answered`."""
+    """Who sent a request and takes its answer. Nothing is called after `lost`, `refused`, `answered` or `crashed`."""
 
     def connected(self, connection: Outbound) -> None: ...
 
@@ -51,6 +51,9 @@ class Asker(Protocol):
     def upstream_full(self, full: bool) -> None:
         """Whether upstream takes less than was written to it."""
 
+    def crashed(self) -> None:
+        """One of these raised what nobody expected, which is being handled."""
+
 
 @dataclass(eq=False, slots=True)
 class Origin:
@@ -70,6 +73,7 @@ class Outbound(asyncio.Protocol):
         "_asker",
         "_body",
         "_complete",
+        "_continue",
         "_fields",
         "_fresh",
         "_head_only",
@@ -100,7 +104,7 @@ class Outbound(asyncio.Protocol):
     def _reset(self) -> None:
         self._fields: RawFields = []
         self._body: list[bytes] = []
-        self._headers_done = self._told = self._complete = False
+        self._headers_done = self._told = self._complete = self._continue = False
         self._until_close = self._head_only = self._sending = self._keep = False
         self._received = 0
         self._fresh = True
@@ -180,8 +184,15 @@ class Outbound(asyncio.Protocol):
         if asker is None:
             self._transport.abort()
             return
-        if self._fresh and self._came_whole(asker, data):
-            return
+        try:
+            if not self._fresh or not self._came_whole(asker, data):
+                self._read(asker, data)
+        except Exception:
+            if self._asker is not None:
+                self.abort()
+            asker.crashed()
+
+    def _read(self, asker: Asker, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -189,6 +200,9 @@ class Outbound(asyncio.Protocol):
                 self._lose(f"no valid answer: {error!r}")
                 return
             self._sending = True
+        if self._continue:
+            self._continue = False
+            asker.proceed()
         if not self._headers_done:
             self._received += len(data)
             if self._received > MAX_HEAD:
@@ -248,8 +262,7 @@ class Outbound(asyncio.Protocol):
             return
         # An interim answer.
         self._fields = []
-        if self._parser.get_status_code() == 100 and self._asker is not None:
-            self._asker.proceed()
+        self._continue = self._continue or self._parser.get_status_code() == 100
 
     # Ends
 
@@ -263,14 +276,20 @@ class Outbound(asyncio.Protocol):
         else:
             self._pool.outbox.close(self._transport)
         if asker is not None:
-            asker.answered()
+            try:
+                asker.answered()
+            except Exception:
+                asker.crashed()
 
     def _lose(self, why: str) -> None:
         asker, self._asker = self._asker, None
         if not self._transport.is_closing():
             self._transport.abort()
         if asker is not None:
-            asker.lost(why)
+            try:
+                asker.lost(why)
+            except Exception:
+                asker.crashed()
 
 
 class Pool:
@@ -351,6 +370,12 @@ class Pool:
             connection.cut("the gateway is closing")
 
     async def _connect(self, origin: Origin, asker: Asker) -> None:
+        try:
+            await self._open(origin, asker)
+        except Exception:
+            asker.crashed()
+
+    async def _open(self, origin: Origin, asker: Asker) -> None:
         if self._closed:
             asker.refused("the gateway is closing")
             return
@@ -359,11 +384,15 @@ class Pool:
                 transport, connection = await self._loop.create_connection(
                     lambda: Outbound(self, origin), origin.host, origin.port, ssl=self._context(origin)
                 )
-        except (OSError, TimeoutError) as error:
+        except (OSError, ValueError) as error:  # a ValueError is of a host that cannot be one
             asker.refused(str(error) or "connecting took too long")
             return
         _tune(transport.get_extra_info("socket"))
-        asker.connected(connection)
+        try:
+            asker.connected(connection)
+        except Exception:
+            connection.abort()
+            raise
 
     def _context(self, origin: Origin) -> ssl.SSLContext | None:
         if not origin.tls:
