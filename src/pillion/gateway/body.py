@@ -79,6 +79,7 @@ SCHEMAS = frozenset({"tools", "functions", "response_format", "structured_output
 USAGE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 _document = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string = msgspec.json.Decoder(str)
+_encode = msgspec.json.Encoder().encode
 _USAGE_ALWAYS = {"include_usage": True, "continuous_usage_stats": True}
 
 
@@ -133,16 +134,24 @@ def read_document(raw: bytes) -> tuple[Document, str]:
 
 
 def may_hold_urls(raw: bytes) -> bool:
-    """Whether there may be a member for media in this JSON, or an escape that may stand for one."""
-    return b"url" in raw or (b"\\" in raw and b"\\u" in raw)
+    """Whether there may be a member for media in this JSON: their names all end so. Or an escape that may stand for one."""
+    return b'url"' in raw or (b"\\" in raw and b"\\u" in raw)
 
 
-def encode(document: Document, model: bytes, salt: str | None) -> bytes:
-    """The body for an engine: its own name in `model` (JSON), the account's salt in `cache_salt` where one is due."""
-    document["model"] = msgspec.Raw(model)
-    if salt is not None:
-        document = document | {"cache_salt": msgspec.Raw(msgspec.json.encode(salt))}
-    return msgspec.json.encode(document)
+def encode(document: Document, model: msgspec.Raw, salt: msgspec.Raw | None) -> bytes:
+    """The body for an engine: its own name in `model`, the account's salt in `cache_salt` where one is due."""
+    document["model"] = model
+    if salt is None:
+        return _encode(document)
+    own = document.get("cache_salt")
+    document["cache_salt"] = salt
+    body = _encode(document)
+    # Another engine may be asked next, that is due none.
+    if own is None:
+        del document["cache_salt"]
+    else:
+        document["cache_salt"] = own
+    return body
 
 
 def ask_for_usage(path: str, document: Document) -> Wanted:

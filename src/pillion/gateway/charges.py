@@ -33,6 +33,8 @@ class Charge:
 
 def check_answers(path: str, document: Document) -> None:
     """A request takes one turn of a shared pool, however much it asks for. Raises `InvalidRequestError`."""
+    if not ("n" in document or "best_of" in document or "prompt" in document):
+        return
     if (asked := answers_asked(path, document)) > MAX_ANSWERS:
         raise InvalidRequestError(
             f"The request asks for {asked} answers; of a shared pool it may be {MAX_ANSWERS} (n, for each prompt). "

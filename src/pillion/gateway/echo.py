@@ -51,7 +51,7 @@ class Echo:
             return None
         end = at + len(exact)
         if text.find(b'"model"', end) < 0:
-            return text[:at] + self._echoed + text[end:]
+            return b"".join([text[:at], self._echoed, text[end:]])
         return text.replace(exact, self._echoed) if text.count(b'"model"') == text.count(exact) else None
 
     def _parsed(self, text: bytes) -> bytes:

@@ -551,13 +551,15 @@ class InferenceExchange(Exchange, Asker):
         if self._choked:
             connection.pause()
 
-    def _encoded(self, plan: Plan, salt: str | None) -> bytes:
+    def _encoded(self, plan: Plan, salt: msgspec.Raw | None) -> bytes:
         """The form for the plan's engine."""
         assert self._form is not None
         values = {"model": plan.route.upstream_model(plan.candidate), **self._extra}
-        return self._form.encode(values if salt is None else values | {"cache_salt": salt})
+        return self._form.encode(
+            values if salt is None else values | {"cache_salt": msgspec.json.decode(salt, type=str)}
+        )
 
-    def _salt(self, candidate: Candidate) -> str | None:
+    def _salt(self, candidate: Candidate) -> msgspec.Raw | None:
         """On shared pools. What an account runs alone needs none, and its engine may not know the field."""
         if candidate.instance.account is not None:
             return None
@@ -706,12 +708,12 @@ class InferenceExchange(Exchange, Asker):
 
 
 @functools.lru_cache(4096)
-def _salt_of(pepper: bytes, account: str, own: bytes | None) -> str:
+def _salt_of(pepper: bytes, account: str, own: bytes | None) -> msgspec.Raw:
     try:
         value = None if own is None else msgspec.json.decode(own)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise InvalidRequestError("The field 'cache_salt' is not valid JSON.", param="cache_salt") from None
-    return cache_salt(pepper, account, value)
+    return msgspec.Raw(msgspec.json.encode(cache_salt(pepper, account, value)))
 
 
 def too_large(limit: int) -> RequestTooLargeError:

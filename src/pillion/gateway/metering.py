@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import msgspec
 import structlog
 
 from pillion.core.errors import UnavailableError
@@ -44,30 +43,9 @@ class Meter(accounting.Meter):
 
     def admit(self, key: Key, route: Route, candidate: Candidate, request_id: str, now: float) -> Ticket:
         """Raises `UnavailableError`."""
-        adapter = route.adapter
-        used = Used(
-            0,
-            now,
-            key.account,
-            key.id,
-            None if adapter is None else adapter.id,
-            None if adapter is None else adapter.version,
-            route.echo,
-            route.base,
-            candidate.instance.id,
-            candidate.replica.id,
-            candidate.replica.region,
-            request_id,
-            None,
-            None,
-            None,
-            LOST,
-            None,
-            0.0,
-            False,
-        )
+        ticket = Ticket(self, key, route, candidate, request_id, now)
         try:
-            number = self._spool.open(used)
+            ticket.number = self._spool.open(ticket.used(0, LOST, 0.0))
         except (OSError, SpoolFullError) as error:
             log.error("usage cannot be put down", error=str(error))
             raise UnavailableError(  # what cannot be put down must not be used
@@ -76,7 +54,7 @@ class Meter(accounting.Meter):
                 retry_after=5.0,
             ) from error
         self._sync_soon()
-        return Ticket(self, used, number)
+        return ticket
 
     def incident(self, kind: str, key: Key, route: Route, detail: str) -> None:
         adapter = None if route.adapter is None else route.adapter.id
@@ -160,48 +138,74 @@ def told_in_log(used: Used) -> None:
 
 
 class Ticket(accounting.Ticket):
-    """One request's account."""
+    """One request's account. `number`: under which the spool has it."""
 
-    __slots__ = ("_cold", "_first_at", "_meter", "_number", "_tokens", "_used")
+    __slots__ = (
+        "_account",
+        "_adapter",
+        "_at",
+        "_base",
+        "_cached",
+        "_cold",
+        "_completion",
+        "_first_at",
+        "_instance",
+        "_key",
+        "_meter",
+        "_model",
+        "_prompt",
+        "_region",
+        "_replica",
+        "_request_id",
+        "_version",
+        "number",
+    )
 
-    def __init__(self, meter: Meter, used: Used, number: int) -> None:
+    def __init__(
+        self, meter: Meter, key: Key, route: Route, candidate: Candidate, request_id: str, now: float
+    ) -> None:
         self._meter = meter
-        self._used = used
-        self._number = number
-        self._tokens: tuple[int | None, int | None, int | None] = (None, None, None)
+        self.number = 0
+        self._at = now
+        self._account: str = key.account
+        self._key: str = key.id
+        self._adapter: str | None = None if route.adapter is None else route.adapter.id
+        self._model: str = route.echo
+        self._base: str = route.base
+        self._request_id = request_id
+        self._prompt: int | None = None
+        self._cached: int | None = None
+        self._completion: int | None = None
         self._first_at: float | None = None
         self._cold = False
+        self.served_by(route, candidate)
 
     def served_by(self, route: Route, candidate: Candidate) -> None:
-        replica = candidate.replica
-        self._used = msgspec.structs.replace(
-            self._used,
-            version=route.version,
-            instance=candidate.instance.id,
-            replica=replica.id,
-            region=replica.region,
-        )
+        self._version: int | None = None if route.adapter is None else route.adapter.version
+        self._instance: int = candidate.instance.id
+        self._replica: str = candidate.replica.id
+        self._region: str = candidate.replica.region
 
     def cold(self) -> None:
         self._cold = True
 
     def tokens(self, prompt: int | None, cached: int | None, completion: int | None) -> None:
-        self._tokens = prompt, cached, completion
+        self._prompt, self._cached, self._completion = prompt, cached, completion
 
     def keep(self, prompt: int | None, cached: int | None, completion: int | None) -> None:
-        self._meter.known(self._number, prompt, cached, completion)
+        self._meter.known(self.number, prompt, cached, completion)
 
     def first_byte(self, now: float) -> None:
         self._first_at = now
 
     def done(self, status: int, now: float) -> None:
-        used, first = self._used, self._first_at
-        prompt, cached, completion = self._tokens
-        self._meter.close(
-            Used(
-                self._meter.next(), used.at, used.account, used.key, used.adapter, used.version, used.model, used.base,
-                used.instance, used.replica, used.region, used.request_id, prompt, cached, completion,
-                str(status), None if first is None else (first - used.at) * 1000, (now - used.at) * 1000, self._cold,
-            ),
-            self._number,
+        self._meter.close(self.used(self._meter.next(), str(status), (now - self._at) * 1000), self.number)
+
+    def used(self, seq: int, status: str, duration_ms: float) -> Used:
+        """It as an event."""
+        ttft_ms = None if self._first_at is None else (self._first_at - self._at) * 1000
+        return Used(
+            seq, self._at, self._account, self._key, self._adapter, self._version, self._model, self._base,
+            self._instance, self._replica, self._region, self._request_id, self._prompt, self._cached,
+            self._completion, status, ttft_ms, duration_ms, self._cold,
         )  # fmt: skip

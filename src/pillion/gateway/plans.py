@@ -33,7 +33,7 @@ class Plan:
         self.candidate = candidate
         self.address = address
         upstream = route.upstream_model(candidate)
-        self.name = msgspec.json.encode(upstream)
+        self.name = msgspec.Raw(msgspec.json.encode(upstream))
         echo, scrub = Echo(upstream, route.echo), Scrub(upstream, route.echo)
         self._origins = {wanted: Origin(path, echo, scrub, wanted) for wanted in Wanted}
         self.prefix = headers.engine_prefix(path, address, candidate.replica.infer_key)

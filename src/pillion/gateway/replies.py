@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from pillion.gateway.wire import digits_of_length
+
 RawFields = list[tuple[bytes, bytes]]
 
 MAX_KNOWN = 1024
@@ -14,7 +16,6 @@ _HEAD = re.compile(
     rb"HTTP/1\.1 200 [\t -~\x80-\xff]*+\r\n((?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)++)\r\n"
 )
 _FIELD = re.compile(rb"([^:\r\n]++):[ \t]*+([^\r]*+)\r\n")
-_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,15})\r\n")
 # What is framed in another way, or is not to be followed by another answer, is for the parser.
 _UNUSUAL = frozenset({b"connection", b"content-length", b"transfer-encoding", b"upgrade"})
 
@@ -51,10 +52,9 @@ class ReplyHeads:
         if end < 4:
             return None
         # As with requests: what is known had other digits at this very place.
-        found = _LENGTH.search(data, 0, end)
-        if found is None or len(data) - end != int(found[1]):
+        first, last = digits_of_length(data, end)
+        if not first or len(data) - end != int(data[first:last]):
             return None
-        first, last = found.span(1)
         key = data[:first] + data[last:end]
         head = self._known.get(key)
         if head is None:

@@ -184,10 +184,12 @@ class Spool:
         if segment.size >= SEGMENT_BYTES:
             segment = self._rotate()
         assert self._pages is not None
-        start, size = segment.size, size + _FRAME.size
-        self._pages[start : start + size] = _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
-        segment.size = start + size
-        self._bytes += size
+        start = segment.size
+        at = start + _FRAME.size
+        _FRAME.pack_into(self._pages, start, size, zlib.crc32(payload))
+        self._pages[at : at + size] = payload
+        segment.size = at + size
+        self._bytes += _FRAME.size + size
 
     def _told(self, number: int) -> None:
         segment = self._segments[-1]

@@ -40,7 +40,7 @@ class Tokens:
     def document(self, text: bytes) -> None:
         """A whole JSON answer."""
         at = text.rfind(b'"usage"')
-        if at < 0 or (text.startswith(_USUAL, at) and self._plain(text, Wanted.AS_IT_IS) is not None):
+        if at < 0 or (text[at : at + 9] == _USUAL and self._plain(text, at, Wanted.AS_IT_IS) is not None):
             return
         if (plain := _USAGE.match(text, at)) is not None and plain[1] != b"null":
             self._last = plain[1]
@@ -53,7 +53,8 @@ class Tokens:
 
     def sift(self, event: bytes, wanted: Wanted) -> bytes:
         """One event, without the usage its client did not ask for."""
-        plain = self._plain(event, wanted)
+        at = event.rfind(_USUAL)
+        plain = None if at < 0 else self._plain(event, at, wanted)
         return self.sift_any(event, wanted) if plain is None else plain
 
     def sift_any(self, event: bytes, wanted: Wanted) -> bytes:
@@ -76,11 +77,8 @@ class Tokens:
             before = before[:-1]
         return before + after
 
-    def _plain(self, event: bytes, wanted: Wanted) -> bytes | None:
-        """The same, and quicker, for usage as engines print it: an object of numbers, at the end. None for any other."""
-        at = event.rfind(_USUAL)
-        if at < 0:
-            return None
+    def _plain(self, event: bytes, at: int, wanted: Wanted) -> bytes | None:
+        """The same, and quicker, for usage as engines print it, at `at`: an object of numbers. None for any other."""
         end = event.find(b"}", at) + 1
         found = event[at + 8 : end]
         if b"\\" in found or found.count(b"{") != 1 or found.count(b'"') & 1:

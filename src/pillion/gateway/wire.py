@@ -23,8 +23,8 @@ _TRAILERS = re.compile(rb"(?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+\r\n")
 _HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+;=:\[\]%-]*")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~]*)?\r\n")
-# The usual spelling of the one field that differs between a client's requests.
-_USUAL_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,15})\r\n")
+# The usual spellings of the one field that differs between a client's requests.
+_USUAL_LENGTHS = (b"\r\ncontent-length: ", b"\r\nContent-Length: ")
 MAX_KNOWN = 4096
 MAX_KNOWN_BYTES = 4096
 # In an unfinished head: a line ending that is none, or a first byte no method begins with.
@@ -44,29 +44,30 @@ class Heads:
     """Reads heads. Clients send the same one again and again but for the length: those are read once."""
 
     def __init__(self) -> None:
+        self._same: dict[bytes, tuple[Head, int | None]] = {}
         self._sized: dict[bytes, Head] = {}
-        self._others: dict[bytes, tuple[Head, int | None]] = {}
 
     def read(self, raw: bytes) -> tuple[Head, int | None]:
         """The head that is all of `raw`, and its body's length (None: chunks). Raises `Malformed`."""
+        known = self._same.get(raw)
+        if known is None:
+            known = self._read(raw)
+            self._keep(self._same, raw, known)
+        return known
+
+    def _read(self, raw: bytes) -> tuple[Head, int | None]:
+        start, end = digits_of_length(raw, len(raw))
+        if not start:
+            return parse_head(raw)
         # What is known was valid with other digits at this very place, so it is with these: were the place another,
         # there would be a second field without digits, and none such is valid.
-        found = _USUAL_LENGTH.search(raw)
-        if found is None:
-            known = self._others.get(raw)
-            if known is None:
-                known = parse_head(raw)
-                self._keep(self._others, raw, known)
-            return known
-        digits = found[1]
-        at = found.start(1)
-        key = raw[:at] + raw[at + len(digits) :]
+        key = raw[:start] + raw[end:]
         head = self._sized.get(key)
         if head is None:
             head, length = parse_head(raw)
             self._keep(self._sized, key, head)
             return head, length
-        return head, int(digits)
+        return head, int(raw[start:end])
 
     def _keep(self, among: dict[bytes, Any], key: bytes, value: Any) -> None:
         if len(key) <= MAX_KNOWN_BYTES:
@@ -205,6 +206,21 @@ class Reader:
         if len(buffer) >= start + self._max_head:
             raise Malformed(f"The request's headers are larger than {self._max_head} bytes.", 431)
         self._searched = len(buffer)
+
+
+def digits_of_length(raw: bytes, until: int) -> tuple[int, int]:
+    """From where to where the body's length stands in a head that ends before `until`; (0, 0) where it is not spelled as
+    usual.
+    """
+    for name in _USUAL_LENGTHS:
+        at = raw.find(name, 0, until)
+        if at >= 0:
+            start = at + len(name)
+            end = raw.find(b"\r\n", start, until)
+            if 0 < end - start <= 15 and raw[start:end].isdigit():
+                return start, end
+            break
+    return 0, 0
 
 
 def parse_head(raw: bytes) -> tuple[Head, int | None]:
