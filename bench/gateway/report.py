@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from systems import LOAD_CORE, UPSTREAM_CORE
+
 BUSY = 0.9
 OTHERS_MOST = 0.05
 Numbers = dict[str, Any]
@@ -94,6 +96,13 @@ class Results:
                     share = max((found.get(part, 0) for found in rounds), default=0)
                     if share >= BUSY:
                         told.append(f"{who}: {name} was {share:.0%} busy: it was measured, not the system")
+                both = max(
+                    (found.get("busy", 0) + found.get("upstream_busy", 0) for found in rounds), default=0
+                )
+                if LOAD_CORE == UPSTREAM_CORE and both >= BUSY:
+                    told.append(
+                        f"{who}: generator and mock took {both:.0%} of their core: they were measured too"
+                    )
                 others = max((found.get("others", 0) for found in rounds), default=0)
                 if others > OTHERS_MOST:
                     told.append(

@@ -21,7 +21,11 @@ import stand_in
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path.home() / ".cache" / "pillion" / "bench-gateway"
-UPSTREAM_CORE, LOAD_CORE, SYSTEM_CORE, REST_CORE = range(4)
+CORES = 4
+# Where there are fewer, the system under test has one all the same, and the others share one.
+UPSTREAM_CORE, LOAD_CORE, SYSTEM_CORE, REST_CORE = (
+    range(CORES) if (os.cpu_count() or 1) >= CORES else (0, 0, 1, 0)
+)
 LITELLM_KEY = "sk-bench-0123456789"
 EXCLUDE_NEWER = "7 days"
 
