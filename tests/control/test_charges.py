@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec.structs import replace
 
-from pillion.control import charges, keys, leftovers, usage, usage_queries
+from pillion.control import keys, leftovers, usage, usage_queries
 from pillion.control.context import Control
 from pillion.control.keys import Principal, Terms
 from pillion.core.usage import Report
@@ -71,24 +71,12 @@ async def test_gateways_are_told_prices(office: Office) -> None:
     assert found["other"] == ()
 
 
-async def test_a_key_that_spent_its_limit_is_told_to_gateways_until_the_month_is_over(
+async def test_gateways_are_told_which_keys_have_a_limit(
     office: Office, control: Control, who: Principal
 ) -> None:
     made = await keys.mint(control, who.account, "k", ["inference"], Terms(spend_limit=500))
-    free = await keys.mint(control, who.account, "free", ["inference"])
-
-    async def spent() -> list[bool]:
-        await charges.find_spent_keys(control)
-        by_id = {key.id: key.spent for key in (await office.world.snapshot(control)).keys.values()}
-        return [by_id[made.id], by_id[free.id]]
-
-    for seq, prompt, over in ((1, 3000, False), (2, 334, True)):
-        for spool, key in (("a", made.id), ("b", free.id)):
-            event = replace(tokens(seq, who.account, office.now, prompt, 0), key=key)
-            await usage.take(control, Report(spool, 1, (event,)))
-        assert await spent() == [over, False]
-    office.world.clock.ahead += 31 * 24 * HOUR
-    assert await spent() == [False, False]
+    by_id = {key.id: key.spend_limit for key in (await office.world.snapshot(control)).keys.values()}
+    assert by_id == {made.id: 500, who.key: None}
 
 
 async def test_old_events_go_once_they_are_paid_and_their_sums_stay(

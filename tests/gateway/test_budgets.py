@@ -11,7 +11,7 @@ import pytest
 
 from pillion.core.budgets import Ask, Given, TokenPrice, price_at
 from pillion.core.errors import InvalidRequestError, ModelNotPricedError, PillionError
-from pillion.core.snapshot import Model
+from pillion.core.snapshot import Key, Model
 from pillion.gateway.budgets import AHEAD, IDLE_S, Budgets
 from pillion.gateway.charges import CONTEXT, TEMPLATE_TOKENS, check_answers, most
 from pillion.gateway.reports import UntoldError
@@ -48,10 +48,13 @@ class Bank:
         return Budgets(self, name, "epoch", lambda: self.now)
 
 
-async def pay(budgets: Budgets, amount: int, account: str = "a") -> PillionError | None:
+A = Key("key_a", "a", "", ("inference",))
+
+
+async def pay(budgets: Budgets, amount: int, key: Key = A) -> PillionError | None:
     """Why it was not reserved; None where it was."""
     heard: asyncio.Future[PillionError | None] = asyncio.get_running_loop().create_future()
-    if budgets.reserve(account, amount, heard.set_result) is None:
+    if budgets.reserve(key, amount, heard.set_result) is None:
         return None
     return await asyncio.wait_for(heard, 10)
 
@@ -61,7 +64,7 @@ async def test_one_ask_is_for_many_requests() -> None:
     budgets = bank.gateway()
     for _ in range(AHEAD - 10):
         assert await pay(budgets, 10) is None
-        budgets.settle("a", 10, 10)
+        budgets.settle(A, 10, 10)
     assert len(bank.asks) == 1
 
 
@@ -70,7 +73,7 @@ async def test_what_was_not_used_is_there_for_the_next() -> None:
     budgets = bank.gateway()
     for _ in range(30):
         assert await pay(budgets, 60) is None
-        budgets.settle("a", 60, 1)
+        budgets.settle(A, 60, 1)
     refusal = await pay(budgets, 90)
     assert refusal is not None
     assert (refusal.status, refusal.code) == (402, "insufficient_balance")
@@ -100,7 +103,7 @@ async def test_an_answer_that_was_lost_is_asked_for_again_and_not_given_twice() 
     for _ in range(300):
         if await pay(budgets, 10) is None:
             paid += 10
-            budgets.settle("a", 10, 10)
+            budgets.settle(A, 10, 10)
     assert paid == 1000
 
 
@@ -121,7 +124,7 @@ async def test_what_lies_idle_goes_back() -> None:
     bank = Bank(1000)
     budgets = bank.gateway()
     assert await pay(budgets, 10) is None
-    budgets.settle("a", 10, 4)
+    budgets.settle(A, 10, 4)
     bank.now += IDLE_S
     await budgets.sweep()
     assert bank.free == 996
@@ -129,10 +132,60 @@ async def test_what_lies_idle_goes_back() -> None:
     assert bank.free < 996
 
 
+async def test_who_comes_back_after_its_slice_ended_is_served() -> None:
+    """Control keeps a slice for a while after its end, and answers no ask that is older than the last."""
+    bank = Bank(1000)
+    budgets = bank.gateway()
+    for _ in range(3):
+        assert await pay(budgets, 10) is None
+        budgets.settle(A, 10, 1)
+        bank.now += IDLE_S
+        await budgets.sweep()
+        bank.now += 601
+        await budgets.sweep()
+    assert [ask.number for ask in bank.asks] == sorted({ask.number for ask in bank.asks})
+
+
+async def test_what_is_in_hand_or_runs_is_kept_from_ending() -> None:
+    bank = Bank(1000)
+    budgets = bank.gateway()
+    assert await pay(budgets, 10) is None
+    for _ in range(200):
+        bank.now += 5
+        await budgets.sweep()
+    budgets.settle(A, 10, 10)
+    assert len(bank.asks) < 6
+    assert bank.answers["g", bank.asks[-1].number].until > bank.now
+    assert bank.free == 990
+
+
+async def test_who_waits_while_it_is_given_back_is_served_after_it() -> None:
+    bank = Bank(1000)
+    budgets = bank.gateway()
+    assert await pay(budgets, 10) is None
+    bank.now += IDLE_S
+    found = await asyncio.gather(budgets.sweep(), pay(budgets, 500))
+    assert found[1] is None
+    assert [(ask.number, ask.back > 0) for ask in bank.asks] == [(1, False), (2, True), (3, False)]
+
+
+async def test_a_limit_that_was_changed_is_asked_for_anew() -> None:
+    bank = Bank(1000)
+    budgets = bank.gateway()
+    limited = msgspec.structs.replace(A, spend_limit=500)
+    assert await pay(budgets, 10, limited) is None
+    assert await pay(budgets, 10) is None
+    assert [ask.key for ask in bank.asks] == ["key_a", ""]
+    before = bank.free
+    assert await pay(budgets, 10, msgspec.structs.replace(A, spend_limit=400)) is None
+    assert (bank.asks[-1].key, bank.asks[-1].back > 0) == ("key_a", True)
+    assert bank.free == before - 10 + bank.asks[-1].back - bank.answers["g", 3].amount + 10
+
+
 async def test_who_leaves_while_it_waits_costs_nothing() -> None:
     bank = Bank(10)
     budgets = bank.gateway()
-    payer = budgets.reserve("a", 10, lambda _: pytest.fail("it left"))
+    payer = budgets.reserve(A, 10, lambda _: pytest.fail("it left"))
     assert payer is not None
     payer.cancel()
     assert await pay(budgets, 10) is None
@@ -164,7 +217,7 @@ async def test_many_gateways_and_requests_at_once_never_overspend(seed: int) -> 
         cost = draw.randrange(most_ + 1)
         running -= most_
         spent += cost
-        budgets.settle("a", most_, cost)
+        budgets.settle(A, most_, cost)
 
     for _ in range(20):
         await asyncio.gather(*(request() for _ in range(10)))

@@ -96,10 +96,10 @@ async def refusal(client: AsyncOpenAI, model: str = BASE) -> openai.APIStatusErr
     return caught.value
 
 
-async def priced(town: Town, bank: Bank, *, spent: bool = False) -> AsyncOpenAI:
+async def priced(town: Town, bank: Bank, *, limit: int | None = None) -> AsyncOpenAI:
     """A client whose key pays at this bank."""
     town.site.control.public = bank.handle
-    key, made = snapshot(town, (PRICE,), spent=spent)
+    key, made = snapshot(town, (PRICE,), limit=limit)
     await town.site.control.publish(made)
     return AsyncOpenAI(base_url=f"{town.site.url}/v1", api_key=key)
 
@@ -116,7 +116,8 @@ async def test_what_the_balance_does_not_cover_is_told_and_not_tried_again(town:
 @pytest.mark.parametrize("spent", [True, False])
 async def test_a_quota_is_no_limit_of_rate_and_not_tried_again(town: Town, spent: bool) -> None:
     """A key that has spent its limit; control away, and nothing in hand."""
-    async with await priced(town, Bank(0, away=True), spent=spent) as client:
+    bank = Bank(10**6, limit=0) if spent else Bank(0, away=True)
+    async with await priced(town, bank, limit=bank.limit) as client:
         found = await refusal(client)
     assert isinstance(found, openai.RateLimitError)
     assert (found.code, found.response.headers["x-should-retry"]) == ("insufficient_quota", "false")

@@ -26,6 +26,7 @@ class Bank:
 
     free: int
     away: bool = False
+    limit: int | None = None
     asks: list[Ask] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -34,9 +35,11 @@ class Bank:
         ask = msgspec.msgpack.decode(await request.read(), type=Ask)
         self.asks.append(ask)
         self.free += ask.back
-        amount = 0 if ask.needed > self.free else max(ask.needed, min(ask.wanted, self.free // 4))
+        free = self.free if self.limit is None else min(self.free, self.limit)
+        amount = 0 if ask.needed > free else max(ask.needed, min(ask.wanted, free // 4))
+        given = Given(ask.number, amount, 1e12, limited=amount < ask.needed <= self.free)
         self.free -= amount
-        return web.Response(body=msgspec.msgpack.encode(Given(ask.number, amount, 1e12)))
+        return web.Response(body=msgspec.msgpack.encode(given))
 
 
 async def with_usage(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -48,13 +51,13 @@ async def with_usage(request: web.Request, body: dict[str, Any]) -> web.StreamRe
 
 
 def snapshot(
-    town: Town, prices: tuple[TokenPrice, ...] | None, *, account: str | None = None, spent: bool = False
+    town: Town, prices: tuple[TokenPrice, ...] | None, *, account: str | None = None, limit: int | None = None
 ) -> tuple[str, Snapshot]:
     """A key, and one instance of the base, shared unless it is an account's."""
     key, (lookup, entry) = make_key()
     instance = make_instance(7, make_replica("a", url=town.a.url), account=account)
     made = make_snapshot(
-        (lookup, msgspec.structs.replace(entry, spent=spent)),
+        (lookup, msgspec.structs.replace(entry, spend_limit=limit)),
         instance,
         version=town.site.control.acknowledged + 1,
     )
@@ -113,10 +116,16 @@ async def test_control_away_and_nothing_in_hand(town: Town, publish: Publish) ->
 
 
 async def test_a_key_that_has_spent_its_limit(town: Town, publish: Publish) -> None:
-    town.site.control.public = Bank(10**6).handle
-    key = await publish((PRICE,), spent=True)
-    status, _, body = await town.site.chat(key, BASE)
+    bank = Bank(10**6, limit=400)
+    town.site.control.public = bank.handle
+    key = await publish((PRICE,), limit=400)
+    status, headers, body = await town.site.chat(key, BASE)
     assert (status, body["error"]["code"]) == (429, "insufficient_quota")
+    assert headers["x-should-retry"] == "false"
+    assert "this API key may still spend this month" in body["error"]["message"]
+    assert town.a.asked == []
+    assert (await town.site.chat(key, BASE, max_tokens=1))[0] == 200
+    assert {ask.key[:4] for ask in bank.asks} == {"key_"}
 
 
 @pytest.mark.parametrize(("prices", "account"), [(None, None), ((), "acc_acme"), ((PRICE,), "acc_acme")])
@@ -125,7 +134,7 @@ async def test_what_is_free_asks_nobody(
 ) -> None:
     bank = Bank(0)
     town.site.control.public = bank.handle
-    key = await publish(prices, account=account, spent=True)
+    key = await publish(prices, account=account, limit=0)
     assert (await town.site.chat(key, BASE))[0] == 200
     assert bank.asks == []
 

@@ -46,6 +46,11 @@ def account_of(client: Pillion) -> str:
     return client.account.get().id
 
 
+def spent(client: Pillion) -> int:
+    """On the pool, at 100 for a token read and 300 for one written."""
+    return sum(100 * (e.prompt_tokens or 0) + 300 * (e.completion_tokens or 0) for e in client.usage.events())
+
+
 async def _an_hour_later(url: str) -> None:
     """What a control does that starts then."""
     db = Database.open(url)
@@ -99,8 +104,7 @@ def test_invoices_hold_through_kills_and_nobody_overspends(tmp_path: Path) -> No
         assert codes.count(None) >= 1
         assert set(codes) <= {None, "insufficient_balance"}
         until(lambda: len(list(b.usage.events())) >= codes.count(None), "b's events")
-        spent = sum(100 * (e.prompt_tokens or 0) + 300 * (e.completion_tokens or 0) for e in b.usage.events())
-        assert 0 < spent <= funds
+        assert 0 < spent(b) <= funds
 
         wallet = a.usage.snapshot()["wallet"]
         assert wallet["enabled"] is True
@@ -112,3 +116,26 @@ def test_invoices_hold_through_kills_and_nobody_overspends(tmp_path: Path) -> No
     assert site.process is not None
     asyncio.run(_an_hour_later(f"sqlite:///{site.data}/pillion.db"))
     assert "open 0" in invoices(site)
+
+
+def test_a_key_does_not_overspend_over_several_gateways(tmp_path: Path) -> None:
+    site = Site(tmp_path, environment=BILLED)
+    with running(site, "--workers", "2"), site.client() as admin, site.tenant("a") as a:
+        until(lambda: len(site.processes("gateway")) == 2, "two gateways")
+        admin.admin.prices.set_model("tiny", 100_000_000, 300_000_000)
+        admin.admin.credits.give(account_of(a), 5_000 * 10**6)
+        until(lambda: refused(a, "tiny") is None, "the price holds, and the balance")
+        until(lambda: len(list(a.usage.events())) == 1, "its event")
+        before, limit = (
+            spent(a),
+            2 * (400 * 100 + 4 * 300),
+        )  # some 40,000 is set aside for each, and less used
+        key = a.keys.create("capped", scopes=["inference"], spend_limit=limit)
+        assert key.key is not None
+        with site.client(key.key) as capped, ThreadPoolExecutor(16) as threads:
+            codes = list(threads.map(lambda _: refused(capped, "tiny"), range(64)))
+        assert codes.count(None) >= 1
+        assert set(codes) == {None, "insufficient_quota"}
+        until(lambda: len(list(a.usage.events())) >= 1 + codes.count(None), "its events")
+        assert 0 < spent(a) - before <= limit
+        assert refused(a, "tiny") is None, "other keys of the account go on"

@@ -14,7 +14,6 @@ import structlog
 from pillion.billing.settlement import Settlement, first_hold, settle
 from pillion.billing.tariff import Tariff, Terms
 from pillion.control import slices
-from pillion.control.charges import find_spent_keys
 from pillion.control.context import Control
 from pillion.control.plan import spec_of
 from pillion.control.prices import tariff_of
@@ -71,8 +70,6 @@ class Billing:
         while True:
             pause = EVERY_S
             try:
-                if billing:
-                    await find_spent_keys(self._control)
                 if await self._lead():
                     await self.step()
                     pause = EVERY_S if billing else OFF_S

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
@@ -13,7 +13,7 @@ from pillion.control.context import Control
 from pillion.control.prices import tariff_of
 from pillion.core.budgets import TokenPrice
 from pillion.core.money import Price, ms
-from pillion.core.snapshot import Content, Owned
+from pillion.core.snapshot import Content
 from pillion.core.usage import Used
 from pillion.store.slices import Slice
 from pillion.store.transaction import Tx
@@ -39,13 +39,7 @@ async def owe(tx: Tx, spool: str, used: Sequence[Used], parts: Sequence[Part | N
     await tx.owing.lock(by.keys())
     known = await tx.owing.carries(by.keys())
     hands = await tx.owing.slices(by.keys(), spool)
-    spent = {
-        one: amount
-        for account in by
-        for one, amount in _covered(
-            [one for one in hands if one.account_id == account], sum(part.micros for part in by[account])
-        )
-    }
+    spent = _covered(hands, used, parts)
     owed: dict[str, int] = {}
     carry: dict[tuple[str, int], tuple[int, int]] = {}
     for account, of in by.items():
@@ -60,13 +54,21 @@ async def owe(tx: Tx, spool: str, used: Sequence[Used], parts: Sequence[Part | N
     await tx.owing.set_aside({account: (leased[account], owed[account]) for account in by})
 
 
-def _covered(hands: Sequence[Slice], amount: int) -> Iterator[tuple[Slice, int]]:
-    """How much of each slice is spent by now."""
-    for one in hands:
-        part = min(one.outstanding, amount)
-        if part:
-            amount -= part
-            yield one, part
+def _covered(hands: Sequence[Slice], used: Sequence[Used], parts: Sequence[Part | None]) -> dict[Slice, int]:
+    """How much of each slice is spent by now: first of the key's own where it has a limit, and never of another key's."""
+    costs: dict[tuple[str, str], int] = defaultdict(int)
+    for one, part in zip(used, parts, strict=True):
+        if part is not None:
+            costs[one.account, one.key] += part.micros
+    spent: dict[Slice, int] = defaultdict(int)
+    for (account, key), cost in costs.items():
+        for of in (key, ""):
+            for hand in hands:
+                if (hand.account_id, hand.key_id) == (account, of):
+                    part_ = min(hand.outstanding - spent[hand], cost)
+                    spent[hand] += part_
+                    cost -= part_
+    return spent
 
 
 def month_of(now: float) -> float:
@@ -75,17 +77,8 @@ def month_of(now: float) -> float:
     return datetime(at.year, at.month, 1, tzinfo=UTC).timestamp()
 
 
-async def find_spent_keys(control: Control) -> None:
-    """Looks for keys whose spend limit for the month is reached."""
-    async with control.db.read() as tx:
-        spent = await tx.intake.spent_keys(month_of(control.clock()))
-    if spent != control.spent_keys:
-        control.spent_keys = spent
-        control.changes.notify()
-
-
 def priced(control: Control, content: Content, prices: Iterable[Price]) -> Content:
-    """What gateways are told: with what the tokens of the catalogue's models cost, and which keys have spent enough."""
+    """What gateways are told: with what the tokens of the catalogue's models cost."""
     if not control.settings.billing:
         return content
     by: dict[str, list[TokenPrice]] = defaultdict(list)
@@ -97,20 +90,7 @@ def priced(control: Control, content: Content, prices: Iterable[Price]) -> Conte
         replace(model, prices=tuple(by[model.name]), context=contexts.get(model.name))
         for model in content.models
     )
-    spent = control.spent_keys
-    if not spent:
-        return Content(content.accounts, models, content.instances, content.touched)
-    accounts = {account: _with_spent(owned, spent) for account, owned in content.accounts.items()}
-    return Content(accounts, models, content.instances)
-
-
-def _with_spent(owned: Owned, spent: Collection[str]) -> Owned:
-    if not any(key.id in spent for key in owned.keys.values()):
-        return owned
-    keys = {
-        lookup: replace(key, spent=True) if key.id in spent else key for lookup, key in owned.keys.items()
-    }
-    return Owned(keys, owned.models, owned.adapters)
+    return Content(content.accounts, models, content.instances, content.touched)
 
 
 def cost_of(tariff: Tariff, used: Used) -> Part | None:

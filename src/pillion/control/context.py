@@ -71,7 +71,6 @@ class Control:
     counts: Counts = field(default_factory=Counts)
     jobs_queued: Changes = field(default_factory=Changes)
     job_ends: dict[str, Callable[[Control, Job], Awaitable[None]]] = field(default_factory=dict)
-    spent_keys: frozenset[str] = frozenset()
     controller: Controller = field(init=False)
     shares: LimitShares = field(init=False)
     login_limits: LoginLimits = field(init=False)

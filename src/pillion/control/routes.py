@@ -148,6 +148,7 @@ def _key(row: ApiKey, rows: SnapshotRows) -> wire.Key:
         row.tokens_per_minute,
         tuple(row.allow or ()),
         row.account_id in rows.suspended,
+        row.spend_limit,
         tier=rows.tiers.get(row.account_id, "shared"),
     )
 

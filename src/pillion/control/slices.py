@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
+from pillion.control.charges import month_of
 from pillion.control.context import Control
 from pillion.core.budgets import Ask, Given
 from pillion.store.slices import Slice
@@ -12,6 +15,7 @@ from pillion.store.transaction import Tx
 SLICE_S = 600.0
 # After its end a slice is kept back for a little longer: clocks differ, and usage is on its way.
 GRACE_S = 30.0
+NANOS = 1000  # in 1e-6 of the currency
 SHARE = 4  # an ask gets at most this part of what is free, unless it needs more
 
 
@@ -21,14 +25,15 @@ async def lease(control: Control, ask: Ask) -> Given:
     async with control.db.transaction() as tx:
         wallet = await tx.ledger.lock(ask.account)
         freed = await _expire(tx, ask.account, now)
-        known = {one.epoch: one for one in await tx.slices.of(ask.account, ask.spool)}
-        row = known.get(ask.epoch) or Slice(ask.account, ask.spool, ask.epoch, 0, 0, 0, now)
+        known = await tx.slices.of(ask.account)
+        row = next((one for one in known if _asks(one, ask)), None) or _none(ask, now)
         if ask.number <= row.number:
             given = row.given if ask.number == row.number else 0
             return Given(ask.number, given, row.until)
         back = min(max(0, ask.back), row.outstanding)
         free = max(0, wallet.available - wallet.leased - wallet.owed + freed + back)
-        given = _given(free, ask)
+        left = await _left(tx, ask, known, now)
+        given = _given(free if left is None else min(free, left + back), ask)
         row = replace(
             row,
             number=ask.number,
@@ -38,7 +43,7 @@ async def lease(control: Control, ask: Ask) -> Given:
         )
         await tx.slices.put(row)
         await tx.ledger.set_aside(ask.account, leased=given - back)
-    return Given(ask.number, given, row.until)
+    return Given(ask.number, given, row.until, limited=given < ask.needed <= free)
 
 
 async def expire(control: Control, account: str) -> None:
@@ -46,6 +51,23 @@ async def expire(control: Control, account: str) -> None:
     async with control.db.transaction() as tx:
         await tx.ledger.lock(account)
         await _expire(tx, account, control.clock())
+
+
+def _asks(one: Slice, ask: Ask) -> bool:
+    return (one.gateway, one.epoch, one.key_id) == (ask.spool, ask.epoch, ask.key)
+
+
+def _none(ask: Ask, now: float) -> Slice:
+    return Slice(ask.account, ask.spool, ask.epoch, ask.key, 0, 0, 0, now)
+
+
+async def _left(tx: Tx, ask: Ask, known: Sequence[Slice], now: float) -> int | None:
+    """Of the key's limit for this month, neither spent nor in a gateway's hands; None where it has no limit."""
+    key = await tx.keys.get(ask.account, ask.key) if ask.key else None
+    if key is None or key.spend_limit is None:
+        return None
+    spent = -(-await tx.usage.spent(ask.account, key.id, month_of(now)) // NANOS)
+    return max(0, key.spend_limit - spent - sum(one.outstanding for one in known if one.key_id == key.id))
 
 
 def _given(free: int, ask: Ask) -> int:

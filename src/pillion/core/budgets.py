@@ -31,9 +31,10 @@ def price_at(prices: Sequence[TokenPrice], now: float) -> TokenPrice | None:
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """A gateway's `number`-th ask for an account in its life `epoch`: at least `needed`, better `wanted`; `back` returns.
+    """A gateway's ask for an account in its life `epoch`: at least `needed`, better `wanted`; `back` returns. `number`
+    grows from ask to ask.
 
-    `spool`: the one whose usage events cover what it spends.
+    `spool`: the one whose usage events cover what it spends. `key`: for requests of this key alone, which has a limit.
     """
 
     spool: str
@@ -43,11 +44,16 @@ class Ask(msgspec.Struct, frozen=True):
     needed: int
     wanted: int
     back: int = 0
+    key: str = ""
 
 
 class Given(msgspec.Struct, frozen=True):
-    """What was given, 0 where the balance does not cover `needed`; to be spent before `until`, as all given before."""
+    """What was given, 0 where `needed` is not covered; to be spent before `until`, as all given before.
+
+    `limited`: the balance would cover it, and the key's limit does not.
+    """
 
     number: int
     amount: int
     until: float
+    limited: bool = False

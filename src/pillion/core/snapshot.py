@@ -19,7 +19,7 @@ from pillion.core.tiers import Tier
 class Key(msgspec.Struct, frozen=True, gc=False):
     """An API key that is not revoked. `digest` as `core.keys.digest`. `allow`: CIDRs; anywhere where there are none.
 
-    `suspended`: its account is. `spent`: its limit of the month is reached. `tier`: its account's.
+    `suspended`: its account is. `spend_limit`: 1e-6 of the currency per calendar month. `tier`: its account's.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Key(msgspec.Struct, frozen=True, gc=False):
     tokens_per_minute: int | None = None
     allow: tuple[str, ...] = ()
     suspended: bool = False
-    spent: bool = False
+    spend_limit: int | None = None
     tier: Tier = "shared"
 
 

@@ -11,7 +11,6 @@ import msgspec
 import structlog
 
 from pillion.core.errors import (
-    InsufficientQuotaError,
     InvalidRequestError,
     PillionError,
     RequestTooLargeError,
@@ -425,14 +424,12 @@ class InferenceExchange(Exchange, Asker):
             model = self._in.knowledge.routes().shared_model(route.base)
             if model is None or model.prices is None:
                 return True
-            if self._key.spent:
-                raise InsufficientQuotaError("This API key's spend limit for this month is reached.")
             size, has_files = (self._size, False) if self._form is None else (self._form.text_size, True)
             self._charge = most(
                 self._head.path, size, self._document, model, self._in.clock(), has_files=has_files
             )
             self._paying = self._in.budgets.reserve(
-                self._account, self._charge.reserved, functools.partial(self._contained, self._paid)
+                self._key, self._charge.reserved, functools.partial(self._contained, self._paid)
             )
         return self._paying is None
 
@@ -699,7 +696,7 @@ class InferenceExchange(Exchange, Asker):
         elif self._charge is not None:
             prompt, _, completion = (0, 0, 0) if self._reply is None else self._reply.tokens.counted
             spent = self._charge.cost(prompt or 0, completion or 0)
-            self._in.budgets.settle(self._account, self._charge.reserved, spent)
+            self._in.budgets.settle(self._key, self._charge.reserved, spent)
 
     def _close(self, status: int) -> None:
         self._part()

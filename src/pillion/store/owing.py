@@ -63,9 +63,10 @@ class Owing:
             slices.c.account_id == sa.bindparam("a"),
             slices.c.gateway == sa.bindparam("g"),
             slices.c.epoch == sa.bindparam("e"),
+            slices.c.key_id == sa.bindparam("k"),
         )
         rows = [
-            {"a": one.account_id, "g": one.gateway, "e": one.epoch, "by": amount}
+            {"a": one.account_id, "g": one.gateway, "e": one.epoch, "k": one.key_id, "by": amount}
             for one, amount in spent.items()
         ]
         if rows:

@@ -10,7 +10,8 @@ from pillion.store.tables import slices
 
 
 class Slice(msgspec.Struct, frozen=True):
-    """Of one life (`epoch`) of a gateway. `number` is the last ask that was answered, with `given`.
+    """Of one life (`epoch`) of a gateway, for one key with a spend limit, or "" for all the others. `number` is the last
+    ask that was answered, with `given`.
 
     `outstanding`: of all that was given, what usage events have not covered yet. After `until` nobody spends it.
     """
@@ -18,6 +19,7 @@ class Slice(msgspec.Struct, frozen=True):
     account_id: str
     gateway: str
     epoch: str
+    key_id: str
     number: int
     given: int
     outstanding: int
@@ -28,22 +30,25 @@ class Slices:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def of(self, account: str, gateway: str | None = None) -> list[Slice]:
+    async def of(self, account: str) -> list[Slice]:
         """Those that end first come first."""
         statement = sa.select(slices).where(owned(slices, account))
-        if gateway is not None:
-            statement = statement.where(slices.c.gateway == gateway)
         return await self._session.all(statement.order_by(slices.c.until), Slice)
 
     async def put(self, one: Slice) -> None:
         fields = msgspec.structs.asdict(one)
         statement = self._session.insert(slices).values(**fields)
         await self._session.run(
-            statement.on_conflict_do_update(index_elements=["account_id", "gateway", "epoch"], set_=fields)
+            statement.on_conflict_do_update(
+                index_elements=["account_id", "gateway", "epoch", "key_id"], set_=fields
+            )
         )
 
     async def drop(self, one: Slice) -> None:
         statement = sa.delete(slices).where(
-            owned(slices, one.account_id), slices.c.gateway == one.gateway, slices.c.epoch == one.epoch
+            owned(slices, one.account_id),
+            slices.c.gateway == one.gateway,
+            slices.c.epoch == one.epoch,
+            slices.c.key_id == one.key_id,
         )
         await self._session.run(statement)

@@ -429,6 +429,7 @@ usage_hours = sa.Table(
     _int("cached_tokens"),
     _int("completion_tokens"),
     sa.Column("cost", Int, nullable=False, server_default="0"),
+    sa.Index(None, "account_id", "key_id", "hour"),
 )
 
 # Never changed, only added. Instants are milliseconds, amounts 1e-6 of the currency.
@@ -547,6 +548,7 @@ slices = sa.Table(
     _text("account_id", key=True),
     _text("gateway", key=True),
     _text("epoch", key=True),
+    sa.Column("key_id", sa.Text, primary_key=True, server_default=""),
     _int("number"),
     _int("given"),
     _int("outstanding"),

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pillion.core.usage import Used
 from pillion.store.rows import UsageEvent, UsageSum
 from pillion.store.session import Session, owned
-from pillion.store.tables import api_keys, usage_events, usage_hours, usage_spools
+from pillion.store.tables import usage_events, usage_hours, usage_spools
 
 HOUR_S = 3600
 Sums = list[UsageSum]
@@ -56,18 +56,6 @@ class Intake:
         moved = sa.update(usage_spools).where(usage_spools.c.spool == spool)
         await self._session.run(moved.values(mark=mark, updated_at=now))
 
-    async def spent_keys(self, since: float) -> frozenset[str]:
-        """Keys with a spend limit that is reached by what they cost in the hours from `since` on."""
-        of = (usage_hours.c.account_id == api_keys.c.account_id) & (usage_hours.c.key_id == api_keys.c.id)
-        statement = (
-            sa.select(api_keys.c.id)
-            .join(usage_hours, of)
-            .where(api_keys.c.spend_limit.is_not(None), usage_hours.c.hour >= int(since // HOUR_S))
-            .group_by(api_keys.c.id, api_keys.c.spend_limit)
-            .having(sa.func.sum(usage_hours.c.cost) >= api_keys.c.spend_limit * 1000)
-        )
-        return frozenset((await self._session.run(statement)).scalars())
-
 
 class Usage:
     """The account's own."""
@@ -103,6 +91,14 @@ class Usage:
         statement = _summed(account, since, until, by.label("group"))
         found = (await self._session.run(statement.group_by(sa.text("1")).order_by(sa.text("1")))).mappings()
         return [_sum(row, str(row["group"])) for row in found]
+
+    async def spent(self, account: str, key: str, since: float) -> int:
+        """What a key's requests cost in the hours from `since` on, in 1e-9 of the currency."""
+        hours = usage_hours.c
+        statement = sa.select(sa.func.coalesce(sa.func.sum(hours.cost), 0)).where(
+            owned(usage_hours, account), hours.key_id == key, hours.hour >= int(since // HOUR_S)
+        )
+        return int(await self._session.value(statement))
 
     async def breakdown(self, account: str, *, since: float, until: float) -> Parts:
         """In one look: by day, base model, and whether through an adapter; days in their order."""
