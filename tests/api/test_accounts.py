@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.api.people import Browser, browser, join
-from tests.api.site import Site, found, refused
+from pillion.core.tiers import Caps
+from tests.api.people import PASSWORD, Browser, browser, invited, join
+from tests.api.site import Answer, Site, found, refused
+from tests.control.world import CAPS
 
 
 def at(site: Site) -> str:
@@ -55,6 +58,61 @@ class TestChanging:
         refused(await site.admin.patch(at(site), json=change), status, code)
         refused(await site.admin.patch("/v1/admin/accounts/acc_x", json={}), 404, "not_found")
         assert found(await site.admin.get(at(site)))["name"] == "a"
+
+
+class TestCaps:
+    @pytest.fixture(autouse=True)
+    def caps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(CAPS, "reserved", Caps(200, keys=3, members=2, instances=2, models=2))
+
+    @staticmethod
+    def full(answer: Answer, what: str) -> None:
+        error = refused(answer, 429, "insufficient_quota")
+        assert f"tier 'reserved' has room for {what}" in error["message"]
+        assert answer.headers["x-should-retry"] == "false"
+
+    async def test_keys(self, site: Site) -> None:
+        many = [site.a.post("/v1/keys", {"name": "k"}) for _ in range(3)]
+        made = await asyncio.gather(*many)  # it has two already
+        assert sorted(answer.status_code for answer in made) == [201, 429, 429]
+        self.full(await site.a.post("/v1/keys", {"name": "k"}), "3 keys")
+        self.full(await site.admin.post(f"{at(site)}/keys", json={"name": "k"}), "3 keys")
+        found(await site.b.post("/v1/keys", {"name": "k"}))
+        (id,) = [answer.json()["id"] for answer in made if answer.status_code == 201]
+        found(await site.a.delete(f"/v1/keys/{id}"))
+        found(await site.a.post("/v1/keys", {"name": "k"}))
+
+    async def test_instances(self, site: Site) -> None:
+        ids = [found(await site.a.post("/v1/instances", {"model": "tiny"}))["id"] for _ in range(2)]
+        self.full(await site.a.post("/v1/instances", {"model": "tiny"}), "2 instances that run")
+        found(await site.a.delete(f"/v1/instances/{ids[0]}"))
+        await site.a.adapter("one")
+        launch = {"launch": {"model": "tiny", "lora": {"enabled": True}}}
+        found(await site.a.post("/v1/adapters/one/deploy", launch))
+        self.full(await site.a.post("/v1/adapters/one/deploy", launch), "2 instances that run")
+
+    async def test_registered_models(self, site: Site) -> None:
+        def model(name: str) -> dict[str, str]:
+            return {"name": name, "source": "hf:org/repo"}
+
+        for name in ("one", "two"):
+            found(await site.a.post("/v1/registered-models", model(name)))
+        self.full(await site.a.post("/v1/registered-models", model("three")), "2 registered models")
+        found(await site.a.delete("/v1/registered-models/one"))
+        found(await site.a.post("/v1/registered-models", model("three")))
+
+    async def test_members_and_invites(self, site: Site, owner: Browser) -> None:
+        first, second = [await invited(site.a, f"{n}@example.com") for n in ("bob", "eve")]
+        self.full(await site.a.post("/v1/invites", {"email": "joe@example.com"}), "2 invites that wait")
+
+        async def accept(invite: dict[str, str]) -> Answer:
+            body = {"token": invite["token"], "name": "x", "password": PASSWORD}
+            return await site.nobody.post("/v1/invites/accept", json=body)
+
+        found(await accept(first))
+        self.full(await accept(second), "2 members")
+        self.full(await site.a.post("/v1/invites", {"email": "joe@example.com"}), "2 members")
+        found(await site.a.post("/v1/invites", {"email": "bob@example.com"}))  # for a new password
 
 
 class TestSuspending:

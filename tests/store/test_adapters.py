@@ -52,7 +52,7 @@ async def test_a_name_is_taken_once_in_an_account(tx: Tx) -> None:
     with pytest.raises(NameTakenError, match="an adapter named 'one' already"):
         await tx.adapters.create("acc_a", "adp_2", name="one", base_model="base", now=NOW)
     await adapter(tx, "one", "acc_b")
-    assert await tx.adapters.count("acc_a") == 1
+    assert await tx.accounts.has("acc_a", "adapters") == 1
 
 
 async def test_an_account_that_is_not_there(tx: Tx) -> None:

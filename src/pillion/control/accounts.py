@@ -189,7 +189,7 @@ async def _record(
 
 
 async def _seen(control: Control, tx: Tx, row: Account) -> AccountView:
-    return _view(control, row, await tx.adapters.count(row.id))
+    return _view(control, row, await tx.accounts.has(row.id, "adapters"))
 
 
 def _view(control: Control, row: Account, adapters: int) -> AccountView:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from pillion.control import billing, lookup, models
+from pillion.control import billing, lookup, models, quotas
 from pillion.control.context import Control
 from pillion.control.events import Wanted
 from pillion.control.keys import Principal
@@ -57,7 +57,8 @@ async def launch(control: Control, who: Principal, wish: Launch, home: str | Non
 
 
 async def create(control: Control, tx: Tx, who: Principal, model: str, spec: InstanceSpec) -> Instance:
-    """The row of a new instance, pending, and its first hold. Raises `InsufficientBalanceError`."""
+    """The row of a new instance, pending, and its first hold. Raises `InsufficientBalanceError` and of quota."""
+    await quotas.check_room(control, tx, who.account, "instances")
     row = await tx.instances.create(
         who.account, model=model, spec=msgspec.to_builtins(spec), now=control.clock()
     )

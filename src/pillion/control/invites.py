@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pillion.control import logins, members
+from pillion.control import logins, members, quotas
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.people_views import InviteView, invite_view
@@ -73,6 +73,7 @@ async def joined(
     if not await tx.invites.accept(account, invite.id, now):
         raise _unknown()
     if invite.member_id is None:
+        await quotas.check_room(control, tx, account, "members")
         member = await tx.members.create(
             account,
             new_id("mem", control.choice),
@@ -115,6 +116,9 @@ async def _create(control: Control, who: Principal, account: str, email: str, ro
     token = PREFIX + "".join(control.choice(keys.ALPHABET) for _ in range(TOKEN_LENGTH))
     async with control.db.transaction() as tx:
         member = await tx.members.by_email(account, email)
+        if member is None:
+            await quotas.check_room(control, tx, account, "members")
+        await quotas.check_room(control, tx, account, "invites")
         row = await tx.invites.create(
             account,
             new_id("inv", control.choice),

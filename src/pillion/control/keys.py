@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pillion.control import quotas
 from pillion.control.context import Control
 from pillion.control.views import KeyView, Page
 from pillion.core import addresses, keys
@@ -215,6 +216,7 @@ async def _mint(
 ) -> KeyView:
     key = new(control)
     async with control.db.transaction() as tx:
+        await quotas.check_room(control, tx, account, "keys")
         row = await store(control, tx, account, name, scopes, key, terms, member)
         await _record(control, tx, account, "key_created", row.id, by)
     control.changes.notify()

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from pillion.artifacts import models as sources
+from pillion.control import quotas
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.views import Deleted, GpuTypeView, ModelView, Page, RegionView
@@ -79,6 +80,7 @@ async def register(
     else:
         sources.parse_source(source)
     async with control.db.transaction() as tx:
+        await quotas.check_room(control, tx, who.account, "models")
         row = await tx.models.create(
             who.account, name=name, source=source, kind=kind, lora=lora, region=region, now=control.clock()
         )

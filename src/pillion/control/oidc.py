@@ -16,7 +16,7 @@ import msgspec
 import structlog
 from cryptography.fernet import InvalidToken
 
-from pillion.control import invites, login_audit, logins, members
+from pillion.control import invites, login_audit, logins, members, quotas
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.core import keys
@@ -262,6 +262,7 @@ async def _newcomer(
     account = await tx.accounts.by_name(provider.account) if provider.account else None
     if account is None or account.suspended_at is not None or claims.get("email_verified") is not True:
         raise InvalidLoginError("nobody here has invited you; ask an owner of your account for an invite.")
+    await quotas.check_room(control, tx, account.id, "members")
     member = await tx.members.create(
         account.id,
         new_id("mem", control.choice),

@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from pillion.artifacts.receive import Stored
+from pillion.control import quotas
 from pillion.control.context import Control
 from pillion.control.keys import Principal
-from pillion.core.errors import InsufficientQuotaError, InvalidRequestError
+from pillion.core.errors import InvalidRequestError
 from pillion.core.names import check_adapter_name, new_id
 from pillion.store.rows import Adapter, AdapterState
 from pillion.store.transaction import Tx
-
-
-class AdapterQuotaError(InsufficientQuotaError):
-    """The tier's number of adapters is reached. Trying again helps only after one was deleted."""
 
 
 def check(control: Control, name: str, region: str | None) -> None:
@@ -26,11 +23,8 @@ def check(control: Control, name: str, region: str | None) -> None:
 async def create(
     control: Control, tx: Tx, who: Principal, name: str, base: str, region: str | None, state: AdapterState
 ) -> Adapter:
-    """The row of a new adapter. Raises `NameTakenError`, `AdapterQuotaError`."""
-    account = await tx.accounts.lock(who.account)
-    cap = control.settings.caps[account.tier].adapters
-    if await tx.adapters.count(who.account) >= cap:
-        raise AdapterQuotaError(f"tier {account.tier!r} has room for {cap} adapters; delete one first.")
+    """The row of a new adapter. Raises `NameTakenError`, `InsufficientQuotaError`."""
+    await quotas.check_room(control, tx, who.account, "adapters")
     if control.catalogue.model(base) is None and await tx.models.get(who.account, base) is None:
         raise InvalidRequestError(f"base_model {base!r} was deleted meanwhile.", param="base_model")
     row = await tx.adapters.create(

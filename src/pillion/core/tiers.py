@@ -12,7 +12,8 @@ Tier = Literal["shared", "reserved", "dedicated"]
 
 @dataclass(frozen=True)
 class Caps:
-    """`adapters`: how many. `adapter_bytes`: the size of each. `uploads`: how many at once.
+    """`adapters`: how many. `adapter_bytes`: the size of each. `uploads`: how many at once. `keys`, `members`, `instances`,
+    `models`: how many; keys that are good, members and as many invites that wait, instances that run, models of its own.
 
     On shared pools: `requests` at once, those included that wait; `loads_per_minute` on demand; `weight`: its part where
     accounts wait for each other or share slots, beside the others' weights; `slots`: those of a replica that it has in any
@@ -26,10 +27,25 @@ class Caps:
     loads_per_minute: int = 600
     weight: int = 2
     slots: int = 4
+    keys: int = 1000
+    members: int = 200
+    instances: int = 100
+    models: int = 100
 
 
 CAPS: Mapping[Tier, Caps] = {
-    "shared": Caps(20, uploads=4, requests=128, loads_per_minute=60, weight=1, slots=1),
+    "shared": Caps(
+        20,
+        uploads=4,
+        requests=128,
+        loads_per_minute=60,
+        weight=1,
+        slots=1,
+        keys=100,
+        members=20,
+        instances=20,
+        models=20,
+    ),
     "reserved": Caps(200),
     "dedicated": Caps(200),
 }

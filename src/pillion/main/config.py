@@ -119,6 +119,10 @@ class Tiers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shared_requests: Positive = CAPS["shared"].requests
     shared_loads_per_minute: Positive = CAPS["shared"].loads_per_minute
     shared_weight: Positive = CAPS["shared"].weight
+    shared_keys: Positive = CAPS["shared"].keys
+    shared_members: Positive = CAPS["shared"].members
+    shared_instances: Positive = CAPS["shared"].instances
+    shared_models: Positive = CAPS["shared"].models
     shared_slots: Count = CAPS["shared"].slots
     reserved_adapters: Positive = CAPS["reserved"].adapters
     reserved_adapter_bytes: Positive = CAPS["reserved"].adapter_bytes
@@ -126,6 +130,10 @@ class Tiers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reserved_requests: Positive = CAPS["reserved"].requests
     reserved_loads_per_minute: Positive = CAPS["reserved"].loads_per_minute
     reserved_weight: Positive = CAPS["reserved"].weight
+    reserved_keys: Positive = CAPS["reserved"].keys
+    reserved_members: Positive = CAPS["reserved"].members
+    reserved_instances: Positive = CAPS["reserved"].instances
+    reserved_models: Positive = CAPS["reserved"].models
     reserved_slots: Count = CAPS["reserved"].slots
     dedicated_adapters: Positive = CAPS["dedicated"].adapters
     dedicated_adapter_bytes: Positive = CAPS["dedicated"].adapter_bytes
@@ -133,6 +141,10 @@ class Tiers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dedicated_requests: Positive = CAPS["dedicated"].requests
     dedicated_loads_per_minute: Positive = CAPS["dedicated"].loads_per_minute
     dedicated_weight: Positive = CAPS["dedicated"].weight
+    dedicated_keys: Positive = CAPS["dedicated"].keys
+    dedicated_members: Positive = CAPS["dedicated"].members
+    dedicated_instances: Positive = CAPS["dedicated"].instances
+    dedicated_models: Positive = CAPS["dedicated"].models
     dedicated_slots: Count = CAPS["dedicated"].slots
 
     @property

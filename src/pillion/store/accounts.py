@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from pillion.core.errors import NameTakenError, NotFoundError
 from pillion.core.tiers import Tier
 from pillion.store.rows import Account
-from pillion.store.session import Session
-from pillion.store.tables import accounts
+from pillion.store.session import Session, owned
+from pillion.store.tables import (
+    accounts,
+    adapters,
+    api_keys,
+    instances,
+    invites,
+    members,
+    registered_models,
+)
+
+Held = Literal["adapters", "keys", "members", "invites", "instances", "models"]
+_HELD: Mapping[Held, tuple[sa.Table, sa.ColumnElement[bool]]] = {
+    "adapters": (adapters, sa.true()),
+    "keys": (api_keys, api_keys.c.revoked_at.is_(None)),
+    "members": (members, sa.true()),
+    "invites": (invites, invites.c.accepted_at.is_(None)),
+    "instances": (instances, instances.c.wanted == "running"),
+    "models": (registered_models, sa.true()),
+}
 
 
 class Accounts:
@@ -43,6 +62,12 @@ class Accounts:
 
     async def count(self) -> int:
         return int(await self._session.value(sa.select(sa.func.count()).select_from(accounts)))
+
+    async def has(self, id: str, what: Held) -> int:
+        """How many: keys that are not revoked, invites that wait, instances that are to run."""
+        table, still = _HELD[what]
+        statement = sa.select(sa.func.count()).select_from(table).where(owned(table, id), still)
+        return int(await self._session.value(statement))
 
     async def update(self, id: str, **values: Any) -> Account:
         """Of `name`, `tier`, `local_only`, `suspended_at`, `deleted_at`. Raises NameTakenError, NotFoundError."""

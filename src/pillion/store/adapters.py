@@ -88,10 +88,6 @@ class Adapters:
             )
         return await self._session.all(statement.order_by(adapters.c.row_id).limit(limit), Adapter)
 
-    async def count(self, account: str) -> int:
-        statement = sa.select(sa.func.count()).select_from(adapters).where(owned(adapters, account))
-        return int(await self._session.value(statement))
-
     async def rename(self, account: str, row_id: int, label: str, now: float) -> Adapter | None:
         """The former label keeps resolving. Raises NameTakenError where a registered model has the label."""
         await Accounts(self._session).lock(account)
