@@ -63,3 +63,14 @@ def test_documents_are_read_the_same_however_they_are_printed(
     plain.document(json.dumps({name: document[name] for name in order}, separators=separators).encode())
     spaced.document(json.dumps({name: document[name] for name in order}, indent=1).encode())
     assert plain.counted == spaced.counted
+
+
+@pytest.mark.parametrize("count", [-1, 2**31 + 1, 10**30, 1.5])
+def test_counts_that_no_answer_has_are_not_believed(count: float) -> None:
+    for usage in (
+        {"prompt_tokens": 3, "completion_tokens": count},
+        {"prompt_tokens_details": {"cached_tokens": count}},
+    ):
+        tokens = Tokens()
+        tokens.document(json.dumps({"usage": usage}).encode())
+        assert tokens.counted == (None, None, None)

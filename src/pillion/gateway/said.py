@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]  # no answer has more
 
 
 class Details(msgspec.Struct):
