@@ -179,9 +179,10 @@ async def test_one_that_drains_is_cut_off_sooner_when_told_and_its_neighbour_is_
 
 async def test_stop_drains_and_ends_the_engine(node: Node, serving: Serving) -> None:
     one = node.put("one", 1)
-    async with serving(options={"tokens_per_s": 20}) as agent:
+    async with serving(options={"tokens_per_s": 20, "max_num_seqs": 64}) as agent:
         await agent.grant(grant(1, one))
         status = await agent.settled(1, one="loaded")
+        assert status.engine["max_requests"] == 64
         slow = [asyncio.create_task(agent.ask(name, max_tokens=10)) for name in (one.engine_name, "tiny")]
         await until_in_flight(agent, one.engine_name)
         assert await agent.stop(drain_s=20) == 200

@@ -111,6 +111,12 @@ def test_the_key_of_a_replica_is_the_one_that_can_only_infer() -> None:
     assert (found.replicas[0].infer_key, found.replicas[0].url) == ("infer", "http://127.0.0.1:2")
 
 
+def test_what_an_engine_takes_at_a_time_is_told() -> None:
+    for engine, takes in (({"max_requests": 8}, 8), ({}, None)):
+        _, _, _, (found,) = routed([replica()], [status(engine=engine)], instances=[instance()])
+        assert found.replicas[0].max_requests == takes
+
+
 def test_replicas_go_to_their_own_instance_in_a_fixed_order() -> None:
     there = [replica("r3", instance=2), replica("r2"), replica("r1")]
     statuses = [status(r.id) for r in there]

@@ -35,13 +35,13 @@ class Desk:
         self.told: list[tuple[str, PillionError | None]] = []
         self.having: dict[str, list[Turn]] = {}
 
-    def ask(self, account: str, tier: Tier = "shared") -> Turn:
+    def ask(self, account: str, tier: Tier = "shared", engine_takes: int | None = None) -> Turn:
         def ready(error: PillionError | None) -> None:
             self.told.append((account, error))
             if error is None:
                 self.having.setdefault(account, []).append(turn)
 
-        turn = self.fair.turn("r", key(account, tier), ready)
+        turn = self.fair.turn("r", key(account, tier), ready, engine_takes)
         if not turn.waits:
             self.having.setdefault(account, []).append(turn)
         return turn
@@ -82,6 +82,16 @@ async def test_an_account_has_not_all_turns_and_others_find_one_free() -> None:
     assert desk.order == "modest", "a turn that greedy may not have goes to who may"
     await desk.end("modest")
     assert desk.fair.waiting == 7, "and is kept free where there is nobody else"
+
+
+async def test_an_engine_says_how_many_turns_it_has() -> None:
+    desk = Desk(Turns(share=0.5))
+    assert [desk.ask("a", engine_takes=4).waits for _ in range(3)] == [False, False, True]
+    assert not desk.ask("b", engine_takes=4).waits
+    assert not desk.ask("a", engine_takes=8).waits, "it was started anew, with a larger batch"
+    assert Turns(share=0.5, workers=3).of(10) == (4, 2)
+    assert Turns(6, share=0.5).of(10) == (6, 3), "the operator's word goes before the engine's"
+    assert Turns().of(None)[0] == 256
 
 
 async def test_one_turn_at_a_time_goes_round() -> None:
@@ -213,9 +223,9 @@ async def test_whatever_comes_and_goes(at_once: int, share: float, steps: list[t
         await asyncio.sleep(0)
         count = {account: len(having) for account, having in desk.having.items()}
         assert sum(count.values()) <= at_once
-        assert max(count.values(), default=0) <= turns.most
+        assert max(count.values(), default=0) <= turns.of(None)[1]
         if sum(count.values()) < at_once:
-            assert all(count[t.account] == turns.most for t in asked if t.waits)
+            assert all(count[t.account] == turns.of(None)[1] for t in asked if t.waits)
         assert desk.fair.waiting == sum(turn.waits for turn in asked) <= 8
     for _ in range(len(asked)):
         for account in [account for account, having in desk.having.items() if having]:
@@ -317,6 +327,18 @@ async def test_a_flood_on_a_pool_lets_another_account_through(tmp_path: Path, co
         assert [status for status, _, _ in answers] == [200] * 7
         assert here.gate.models[2] == "modest"
         assert await here.site.metric("pillion_gateway_pool_waiting") == 0
+
+
+async def test_a_replica_is_given_what_its_engine_takes(tmp_path: Path, control: Control) -> None:
+    async with pool(tmp_path, control) as here:
+        replica = make_replica("a", here.adapter, url=here.engine.url, max_requests=2)
+        small = make_instance(1, replica, account=None)
+        await control.publish(make_snapshot(here.entry, here.other, here.adapter, small, version=2))
+        asked = [here.chat(key, "hi") for key in (here.greedy, here.modest, here.greedy)]
+        await here.gate.until(2)
+        await here.waiting(1)
+        here.gate.open.set()
+        assert {status for status, _, _ in await asyncio.gather(*asked)} == {200}
 
 
 async def test_an_accounts_own_replicas_are_its_own(tmp_path: Path, control: Control) -> None:

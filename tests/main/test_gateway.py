@@ -39,4 +39,4 @@ def test_what_is_said_is_passed_on(tmp_path: Path) -> None:
     assert told.snapshot_max_age_s == 60
     assert told.access_log
     assert told.metrics_dir == tmp_path / "gateway" / "metrics"
-    assert (told.turns.at_once, told.tiers["shared"].requests) == (5, 3)
+    assert (told.turns.of(64), told.tiers["shared"].requests) == ((5, 4), 3)

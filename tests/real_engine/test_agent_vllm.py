@@ -124,6 +124,7 @@ async def test_it_comes_up_in_stages(world: World, agent: AgentClient) -> None:
         "ready",
     ]
     assert status.engine["name"] == "vllm"
+    assert status.engine["max_requests"] == 16
     processes = arguments_of_session(status.engine["pid"])
     assert len(processes) >= 2
     for arguments in processes:

@@ -238,6 +238,7 @@ def _facts(state: EngineState, process: Process) -> dict[str, object]:
     return {
         "name": state.engine,
         "version": state.engine_version,
+        "max_requests": state.max_requests,
         "lora": state.plugin.lora,
         "reason": state.plugin.reason,
         "plugin_version": state.plugin.version,

@@ -210,4 +210,5 @@ def _replica(replica: Replica, status: ReplicaStatus, on_demand: bool) -> wire.R
         resident=frozenset(a.engine_name for a in status.adapters if a.state == "loaded"),
         agent_url=replica.agent_url if on_demand else None,
         load_key=replica.load_key if on_demand else "",
+        max_requests=status.engine.get("max_requests"),
     )

@@ -86,7 +86,8 @@ class Adapter(msgspec.Struct, frozen=True, gc=False):
 class Replica(msgspec.Struct, frozen=True, gc=False):
     """A replica whose agent was heard. `ready`: its engine answers. `resident`: engine names it confirmed.
 
-    `agent_url` and `load_key` are for asking its agent to load on demand.
+    `agent_url` and `load_key` are for asking its agent to load on demand. `max_requests`: how many its engine answers at a
+    time, where it says so.
     """
 
     id: str
@@ -97,6 +98,7 @@ class Replica(msgspec.Struct, frozen=True, gc=False):
     resident: frozenset[str]
     agent_url: str | None = None
     load_key: str = ""
+    max_requests: int | None = None
 
 
 class Instance(msgspec.Struct, frozen=True, gc=False):

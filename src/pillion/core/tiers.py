@@ -51,18 +51,26 @@ CAPS: Mapping[Tier, Caps] = {
 }
 
 
+UNKNOWN = 256  # taken for what an engine takes that does not say
+
+
 @dataclass(frozen=True)
 class Turns:
-    """`at_once`: requests that a replica is given at a time, `share` of them at most one account's. `waiting`: how many
-    wait for a replica at most, each for `wait_s`.
+    """`at_once`: requests that a replica is given at a time, 0: as many as its engine takes; `share` of them at most one
+    account's. `waiting`: how many wait for a replica at most, each for `wait_s`. So many `workers` share these.
     """
 
-    at_once: int = 256
+    at_once: int = 0
     share: float = 0.75
     waiting: int = 1024
     wait_s: float = 60.0
+    workers: int = 1
+
+    def of(self, engine_takes: int | None) -> tuple[int, int]:
+        """Turns at a replica, and those that one account may have."""
+        turns = ceil((self.at_once or engine_takes or UNKNOWN) / self.workers)
+        return turns, max(1, ceil(turns * self.share))
 
     @property
-    def most(self) -> int:
-        """Turns that one account may have at a replica."""
-        return max(1, ceil(self.at_once * self.share))
+    def most_waiting(self) -> int:
+        return ceil(self.waiting / self.workers)

@@ -70,11 +70,14 @@ class Requests(msgspec.Struct, frozen=True):
 
 
 class EngineState(msgspec.Struct, frozen=True):
+    """`max_requests`: how many it answers at a time."""
+
     engine: str
     engine_version: str
     plugin: Plugin
     base: BaseState
     adapters: tuple[AdapterState, ...]
+    max_requests: int | None = None
 
 
 class Unloaded(msgspec.Struct, frozen=True):

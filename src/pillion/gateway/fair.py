@@ -67,6 +67,8 @@ class _Line:
 
     def __init__(self, limits: Turns, clock: Callable[[], float], counted: Callable[[str], None]) -> None:
         self._limits, self._clock, self._counted = limits, clock, counted
+        self.engine_takes: int | None = None
+        self.turns, self.most = limits.of(None)
         self.taken = 0
         self.by_account: dict[str, int] = {}
         self.waiting = 0
@@ -74,11 +76,15 @@ class _Line:
         self._virtual, self._finish = 0.0, dict[str, float]()
         self._since, self._ended = 0.0, 0
 
+    def fit(self, engine_takes: int | None) -> None:
+        self.engine_takes = engine_takes
+        self.turns, self.most = self._limits.of(engine_takes)
+
     def wait(self, turn: Turn, weight: int) -> None:
         """Raises `PillionError` where too many wait."""
         if not self.waiting:
             self._since, self._ended = self._clock(), 0
-        if self.waiting >= self._limits.waiting:
+        if self.waiting >= self._limits.most_waiting:
             self._make_room(turn.account, weight)
         queue = self._queues.get(turn.account)
         if queue is None:
@@ -110,9 +116,8 @@ class _Line:
             self._fill()
 
     def _fill(self) -> None:
-        most = self._limits.most
-        while self.waiting and self.taken < self._limits.at_once:
-            able = [account for account in self._queues if self.by_account.get(account, 0) < most]
+        while self.waiting and self.taken < self.turns:
+            able = [account for account in self._queues if self.by_account.get(account, 0) < self.most]
             if not able:
                 return
             self._give(min(able, key=self._order))
@@ -181,7 +186,6 @@ class Fair:
         counted: Callable[[str], None] = lambda why: None,
     ) -> None:
         self._caps, self._turns = caps, turns or Turns()
-        self._most = self._turns.most
         self._clock, self._counted = clock, counted
         self._under_way: dict[str, int] = {}
         self._lines: dict[str, _Line] = {}
@@ -211,16 +215,18 @@ class Fair:
         else:
             del self._under_way[account]
 
-    def turn(self, replica: str, key: Key, ready: Ready) -> Turn:
-        """A turn at a pool's replica. Where it `waits`, `ready` is told later, once: None when it has come, else why it
-        does not come. Raises `PillionError` where too many wait.
+    def turn(self, replica: str, key: Key, ready: Ready, engine_takes: int | None = None) -> Turn:
+        """A turn at a pool's replica, whose engine takes so many. Where it `waits`, `ready` is told later, once: None when
+        it has come, else why it does not come. Raises `PillionError` where too many wait.
         """
         line = self._lines.get(replica)
         if line is None:
             line = self._line(replica)
+        if line.engine_takes != engine_takes:
+            line.fit(engine_takes)
         account = key.account
         turn, own = Turn(line, account, ready), line.by_account.get(account, 0)
-        if line.taken < self._turns.at_once and own < self._most:
+        if line.taken < line.turns and own < line.most:
             line.taken += 1
             line.by_account[account] = own + 1
         else:

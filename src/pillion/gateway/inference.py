@@ -455,8 +455,8 @@ class InferenceExchange(Exchange, Asker):
         """Now, or where that is a pool's and busy, when it is this account's turn."""
         candidate = plan.candidate
         if candidate.instance.account is None:
-            called = functools.partial(self._contained, self._called)
-            self._turn = self._in.fair.turn(candidate.replica.id, self._key, called)
+            replica, called = candidate.replica, functools.partial(self._contained, self._called)
+            self._turn = self._in.fair.turn(replica.id, self._key, called, replica.max_requests)
             if self._turn.waits:
                 self._in.held_up.add(self)
                 return

@@ -6,7 +6,6 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
-from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,15 +73,15 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`max_rank` is the most an adapter may have. `drain_s`: how long a detach waits for requests in flight.
 
     `flip_drain_s`: how long a version that was replaced does. Of shared pools, for each gateway: `pool_requests` are given
-    to a replica at once, `pool_share` of them at most one account's; `pool_waiting` wait for it, each for `pool_wait_s`.
-    `media_urls`: whether requests may name media by URL, which engines fetch. `request_fields`: names of engines' own
-    fields that requests may have beyond the usual ones, separated by commas.
+    to a replica at once (0: what its engine takes), `pool_share` of them at most one account's; `pool_waiting` wait for it,
+    each for `pool_wait_s`. `media_urls`: whether requests may name media by URL, which engines fetch. `request_fields`:
+    names of engines' own fields that requests may have beyond the usual ones, separated by commas.
     """
 
     max_rank: Positive = 64
     drain_s: Seconds = 30.0
     flip_drain_s: Seconds = 300.0
-    pool_requests: Positive = Turns.at_once
+    pool_requests: Count = Turns.at_once
     pool_share: PositiveShare = Turns.share
     pool_waiting: Positive = Turns.waiting
     pool_wait_s: Seconds = Turns.wait_s
@@ -119,33 +118,33 @@ class Tiers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shared_requests: Positive = CAPS["shared"].requests
     shared_loads_per_minute: Positive = CAPS["shared"].loads_per_minute
     shared_weight: Positive = CAPS["shared"].weight
+    shared_slots: Count = CAPS["shared"].slots
     shared_keys: Positive = CAPS["shared"].keys
     shared_members: Positive = CAPS["shared"].members
     shared_instances: Positive = CAPS["shared"].instances
     shared_models: Positive = CAPS["shared"].models
-    shared_slots: Count = CAPS["shared"].slots
     reserved_adapters: Positive = CAPS["reserved"].adapters
     reserved_adapter_bytes: Positive = CAPS["reserved"].adapter_bytes
     reserved_uploads: Positive = CAPS["reserved"].uploads
     reserved_requests: Positive = CAPS["reserved"].requests
     reserved_loads_per_minute: Positive = CAPS["reserved"].loads_per_minute
     reserved_weight: Positive = CAPS["reserved"].weight
+    reserved_slots: Count = CAPS["reserved"].slots
     reserved_keys: Positive = CAPS["reserved"].keys
     reserved_members: Positive = CAPS["reserved"].members
     reserved_instances: Positive = CAPS["reserved"].instances
     reserved_models: Positive = CAPS["reserved"].models
-    reserved_slots: Count = CAPS["reserved"].slots
     dedicated_adapters: Positive = CAPS["dedicated"].adapters
     dedicated_adapter_bytes: Positive = CAPS["dedicated"].adapter_bytes
     dedicated_uploads: Positive = CAPS["dedicated"].uploads
     dedicated_requests: Positive = CAPS["dedicated"].requests
     dedicated_loads_per_minute: Positive = CAPS["dedicated"].loads_per_minute
     dedicated_weight: Positive = CAPS["dedicated"].weight
+    dedicated_slots: Count = CAPS["dedicated"].slots
     dedicated_keys: Positive = CAPS["dedicated"].keys
     dedicated_members: Positive = CAPS["dedicated"].members
     dedicated_instances: Positive = CAPS["dedicated"].instances
     dedicated_models: Positive = CAPS["dedicated"].models
-    dedicated_slots: Count = CAPS["dedicated"].slots
 
     @property
     def caps(self) -> dict[Tier, Caps]:
@@ -201,10 +200,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def turns(self) -> Turns:
         """Of one worker: together they give a replica what one gateway may."""
-        at_once, waiting = (
-            ceil(n / self.server.workers) for n in (self.limits.pool_requests, self.limits.pool_waiting)
+        limits = self.limits
+        return Turns(
+            limits.pool_requests,
+            limits.pool_share,
+            limits.pool_waiting,
+            limits.pool_wait_s,
+            self.server.workers,
         )
-        return Turns(at_once, self.limits.pool_share, waiting, self.limits.pool_wait_s)
 
     @property
     def trusted_proxies(self) -> tuple[str, ...]:

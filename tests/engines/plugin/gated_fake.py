@@ -29,7 +29,7 @@ class FakeEngine:
         self.ticks: asyncio.Queue[None] = asyncio.Queue()
 
     async def facts(self) -> EngineFacts:
-        return EngineFacts("fake", "1", self.lora, "why" if self.lora == "refused" else None)
+        return EngineFacts("fake", "1", self.lora, "why" if self.lora == "refused" else None, 7)
 
     async def add(self, name: str, path: str) -> None:
         await self.adding.wait()

@@ -159,6 +159,7 @@ async def test_state_asks_the_engine() -> None:
         "engine": "fake",
         "engine_version": "1",
         "plugin": {"version": "0.1.0", "lora": "native", "reason": None},
+        "max_requests": 7,
         "base": {"name": BASE, "inflight": 0},
         "adapters": [
             {

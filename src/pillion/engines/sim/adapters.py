@@ -39,7 +39,7 @@ class SimAdapters:
         return Voice(self._config.base) if model == self._config.base else self._voices.get(model)
 
     async def facts(self) -> EngineFacts:
-        return EngineFacts("sim", __version__, "native")
+        return EngineFacts("sim", __version__, "native", max_requests=self._config.options.max_num_seqs)
 
     async def add(self, name: str, path: str) -> None:
         faults = self._faults()

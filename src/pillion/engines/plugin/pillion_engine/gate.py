@@ -195,6 +195,7 @@ class Gate:
             "engine": facts.engine,
             "engine_version": facts.version,
             "plugin": {"version": __version__, "lora": facts.lora, "reason": facts.reason},
+            "max_requests": facts.max_requests,
             "base": {"name": self._base, "inflight": base_inflight},
             "adapters": [
                 {

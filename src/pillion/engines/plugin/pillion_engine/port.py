@@ -16,13 +16,14 @@ class EngineFacts:
 
     `lora` says how adapters are computed: `grouped` is Pillion's CPU path, `native` the engine's own,
     `refused` the engine's own where it is not known to keep base and adapter rows apart: the base is then
-    not served (`reason` says why).
+    not served (`reason` says why). `max_requests`: how many it answers at a time, where that is known; more wait in it.
     """
 
     engine: str
     version: str
     lora: LoraPath
     reason: str | None = None
+    max_requests: int | None = None
 
 
 class EnginePort(Protocol):

@@ -66,7 +66,8 @@ class VllmPort:
         import vllm
 
         decision = await self._decision()
-        return EngineFacts("vllm", vllm.__version__, decision.lora, decision.reason)
+        most = self._engine.vllm_config.scheduler_config.max_num_seqs
+        return EngineFacts("vllm", vllm.__version__, decision.lora, decision.reason, most)
 
     async def add(self, name: str, path: str) -> None:
         from vllm.lora.request import LoRARequest
