@@ -39,7 +39,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "fairness.json"
 MODEST, BATCH, SLOTS = 9, 16, 16
 GREEDY_ADAPTERS = 20
 OPTIONS = {"ttft_ms": 20, "tokens_per_s": 40, "max_num_seqs": BATCH, "load_ms_per_mb": 200_000}
-WITH = f"[limits]\npool_requests = {BATCH}\n"
+WITH = ""
 NO_LIMIT = 1_000_000
 WITHOUT = (
     f"[limits]\npool_requests = {NO_LIMIT}\npool_waiting = {NO_LIMIT}\npool_share = 1.0\n\n[tiers]\n"
