@@ -185,8 +185,9 @@ def test_a_load_while_the_store_is_away_says_so_and_comes_when_it_is_back(
     site: Site, client: Pillion, tmp_path: Path, store: Callable[[bool], None]
 ) -> None:
     instance = site.launch(client)
-    captain = attached(client, "captain", instance, tmp_path, 21)
-    late = client.adapters.upload("late", "tiny", adapter_file(tmp_path, 22))
+    captain = attached(client, "captain", instance, tmp_path, 41)
+    late = client.adapters.upload("late", "tiny", adapter_file(tmp_path, 42))
+    assert not copies(site, late)[0].exists(), "no other test here has these bytes"
     with traffic(client, [captain.aliases[0], late.aliases[0]]) as asked:
         store(False)
         client.adapters.load("late", backends=[instance], pin=True, wait=False)
