@@ -25,11 +25,17 @@ from pillion.core.replica import (
 )
 
 
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class FakeAgent:
     """One agent with its engine. By itself it does what it is granted at once; `hold` makes it wait to be told.
 
-    `fails`: adapter ids, or engine names, that cannot be loaded.
+    `fails`: adapter ids, or engine names, that cannot be loaded. While it is not `awake` it answers nothing.
     """
 
     replica: Replica
@@ -47,6 +53,7 @@ class FakeAgent:
     revision: int = 1
     stage: str = "ready"
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    awake: asyncio.Event = field(default_factory=_set)
 
     @property
     def granted(self) -> set[str]:
@@ -146,8 +153,7 @@ class FakeFleet:
         self.apply_error: Exception | None = None
         self.delete_error: Exception | None = None
         self.observe_error: Exception | None = None
-        self.deletes = asyncio.Event()
-        self.deletes.set()
+        self.deletes, self.observes = _set(), _set()
 
     async def apply(self, group: GroupSpec) -> None:
         self.applied.append(group)
@@ -192,6 +198,7 @@ class FakeFleet:
     async def observe(self) -> list[Replica]:
         if self.observe_error is not None:
             raise self.observe_error
+        await self.observes.wait()
         return [agent.replica for agent in self.agents.values()]
 
     async def logs(self, replica: str, tail: int, *, follow: bool = False) -> AsyncIterator[str]:
@@ -243,12 +250,14 @@ class AgentServer:
                     await agent.changed.wait()
         except TimeoutError:
             pass
+        await agent.awake.wait()
         self._agent(request)
         return web.Response(body=msgspec.json.encode(agent.status()))
 
     async def _grant(self, request: web.Request) -> web.Response:
         agent = self._agent(request)
         grant = msgspec.json.decode(await request.read(), type=Grant)
+        await agent.awake.wait()
         if agent.grants and grant.version <= agent.grants[-1].version:
             self.refused += 1
             raise web.HTTPConflict

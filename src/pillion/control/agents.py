@@ -16,6 +16,7 @@ from pillion.core.spans import Carried
 
 POLL_S = 20.0
 RETRY_S = 0.25
+GRANT_S = 10.0
 SILENCE_S = 10.0  # an agent that died is started again long before
 
 log = structlog.get_logger(__name__)
@@ -73,7 +74,7 @@ class Agents:
                 f"{replica.agent_url}/v1/grant",
                 data=msgspec.json.encode(grant),
                 headers={**_auth(replica), **of},
-                timeout=aiohttp.ClientTimeout(total=10),
+                timeout=aiohttp.ClientTimeout(total=GRANT_S),
             ) as answer:
                 if answer.status != 200:
                     raise AgentUnreachableError(

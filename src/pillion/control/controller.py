@@ -124,6 +124,7 @@ class Controller:
                 await changes.wait(seen, OBSERVE_S)
         finally:
             await self._groups.close()
+            await self._grants.close()
 
     async def publish(self) -> int:
         """Read the wishes, put the facts beside them, publish; the snapshot's version."""
@@ -186,7 +187,7 @@ class Controller:
                 return True
             self._lease = await tx.leases.acquire(LEASE, self._holder, now, LEASE_S)
         if self._lease is not None:
-            self._grants.begin(self._lease.token)
+            await self._grants.begin(self._lease.token)
             self._failures = Failures()
             self._runs.forget()
             self._notices.forget()
@@ -210,8 +211,8 @@ class Controller:
         await self._hand_over()
         granted = await self._grants.send(self._groups.replicas, self._due)
         self._control.counts.grants += len(granted)
-        for replica in granted:
-            self._failures.sent(replica)
+        for replica, taken in granted.items():
+            self._failures.sent(replica, taken.retry)
         assert self._lease is not None
         await self._notices.record(self._lease, self._wishes.instances, self._groups.replicas, facts)
         await self._record(facts)
@@ -392,10 +393,16 @@ class Controller:
     def _instance_states(self, facts: Mapping[str, ReplicaStatus]) -> list[tuple[Instance, InstanceState]]:
         found = []
         for instance in self._wishes.instances.values():
+            if self._unseen(instance):
+                continue
             state = plan.instance_state(instance, self.replicas_of(instance.id), facts)
             if state != instance.state:
                 found.append((instance, state))
         return found
+
+    def _unseen(self, instance: Instance) -> bool:
+        """Whether it may have replicas of which this control knows nothing yet."""
+        return not self._groups.unseen.isdisjoint(plan.spec_of(instance).placement)
 
     def _attachment_moves(
         self, facts: Mapping[str, ReplicaStatus]
@@ -407,6 +414,8 @@ class Controller:
             instance = self._wishes.instances.get(attachment.instance_id)
             if instance is None:
                 changed.append((attachment, plan.AttachmentFacts("detaching", 0, 0, None, True)))
+                continue
+            if self._unseen(instance):
                 continue
             region = adapter.adapter.region
             found = plan.attachment_facts(

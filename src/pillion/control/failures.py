@@ -35,8 +35,9 @@ class Failures:
         """The engine names whose failure the agent of `replica` has yet to be told to forget."""
         return tuple(sorted(name for where, name, _ in self._forgiven - self._sent if where == replica))
 
-    def sent(self, replica: str) -> None:
-        self._sent |= {failure for failure in self._forgiven if failure[0] == replica}
+    def sent(self, replica: str, names: Collection[str]) -> None:
+        """Its agent was told to forget the failures of these."""
+        self._sent |= {failure for failure in self._forgiven if failure[0] == replica and failure[1] in names}
 
     def forget(self, facts: Mapping[str, ReplicaStatus], replicas: Collection[str]) -> None:
         """Drop what is not so any more. A replica that is there and was not heard may still say the same."""

@@ -16,6 +16,7 @@ from pillion.fleet.provisioner import Provisioner
 log = structlog.get_logger(__name__)
 
 OBSERVE_S = 5.0
+PATIENCE_S = 1.0  # a region that hangs must not hold up the rest
 BACKOFF_MAX_S = 60.0
 STEADY_S = 30.0
 
@@ -44,6 +45,12 @@ class Groups:
         self._seen: dict[str, list[Replica]] = {}
         self._backoff: dict[tuple[Verb, Key], _Backoff] = {}
         self._moving: dict[Key, asyncio.Task[None]] = {}
+        self._looking: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def unseen(self) -> set[str]:
+        """Regions of which nothing is known: they have not answered yet."""
+        return self._provisioners.keys() - self._seen.keys()
 
     @property
     def replicas(self) -> list[Replica]:
@@ -57,7 +64,10 @@ class Groups:
 
     async def observe(self) -> list[Replica]:
         """Look again; of a region that does not answer, what was seen last is taken to be still so."""
-        await asyncio.gather(*(self._look(region) for region in self._provisioners))
+        for region in self._provisioners.keys() - self._looking.keys():
+            self._looking[region] = asyncio.create_task(self._look(region))
+        await asyncio.wait(self._looking.values(), timeout=PATIENCE_S if self._seen else OBSERVE_S)
+        self._looking = {region: look for region, look in self._looking.items() if not look.done()}
         return self.replicas
 
     def move(self, wanted: Mapping[Key, GroupSpec]) -> None:
@@ -80,15 +90,16 @@ class Groups:
 
     async def end_all(self) -> None:
         """Stop every replica and wait for them."""
-        keys = {(replica.instance, replica.region) for replica in await self.observe()}
+        await asyncio.gather(*(self._look(region) for region in self._provisioners))
+        keys = {(replica.instance, replica.region) for replica in self.replicas}
         await asyncio.gather(*(self._try(key, self._delete(*key)) for key in keys))
 
     async def close(self) -> None:
         """Let go of what is under way; another control, or the next start, goes on with it."""
-        moving = list(self._moving.values())
-        for task in moving:
+        under_way = [*self._moving.values(), *self._looking.values()]
+        for task in under_way:
             task.cancel()
-        await asyncio.gather(*moving, return_exceptions=True)
+        await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _look(self, region: str) -> None:
         try:
