@@ -73,10 +73,12 @@ def serving(node: Node) -> Serving:
                 yield AgentClient(session, await _url(home, running), spec)
         finally:
             running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await running
-            if not keep:
-                end_engine(home)
+            try:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await running
+            finally:
+                if not keep:
+                    end_engine(home)
 
     return serve
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pillion.agent.proof import PROMPTS, Prover, difference, effective
 from pillion.core.replica import Proof
+from pillion.engines.client import EngineError
 
 
 class Fake:
@@ -40,6 +41,26 @@ async def test_what_is_within_the_bases_own_noise_is_no_effect() -> None:
     assert (await prover.baseline()).noise == pytest.approx(0.01)
     assert not effective(await prover.prove("small"))
     assert effective(await prover.prove("large"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"choices": None},
+        {"choices": [{"index": 0, "logprobs": None}] * 4},
+        {"choices": [{"index": 0, "logprobs": {"top_logprobs": []}}] * 4},
+        {"choices": [{"index": 0, "logprobs": {"top_logprobs": [{}]}}] * 4},
+        {"choices": [{"index": 0, "logprobs": {"top_logprobs": [{"token_id:1": -1.0}]}}]},
+    ],
+)
+async def test_an_engine_that_answers_something_else_is_at_fault(answer: dict[str, Any]) -> None:
+    class Other:
+        async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+            return answer
+
+    with pytest.raises(EngineError, match="log-probabilities"):
+        await Prover(Other(), "base").baseline()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, 9e-6])

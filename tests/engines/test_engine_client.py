@@ -2,8 +2,10 @@ import asyncio
 import socket
 
 import pytest
+from aiohttp import web
+from tests.gateway.site import listening
 
-from pillion.engines.client import EngineAwayError, EngineClient
+from pillion.engines.client import EngineAwayError, EngineClient, EngineError
 
 
 async def test_a_cancellation_that_falls_together_with_a_timeout_is_not_lost() -> None:
@@ -23,6 +25,19 @@ async def test_nobody_there() -> None:
     with pytest.raises(EngineAwayError, match=r"GET /pillion/v1/state"):
         await client.state()
     await client.close()
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"{}", b"[]"])
+async def test_an_answer_of_another_kind_is_the_engines_error(answer: bytes) -> None:
+    async def other(request: web.BaseRequest) -> web.Response:
+        return web.Response(body=answer)
+
+    async with listening(other) as url:
+        client = EngineClient(url, "key")
+        for asking in (client.state(), client.load("a@b", "/a"), client.unload("a@b", 0.0)):
+            with pytest.raises(EngineError, match="cannot be read"):
+                await asking
+        await client.close()
 
 
 async def ends_by_itself(client: EngineClient, deadline_s: float) -> bool:

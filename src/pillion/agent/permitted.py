@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import Collection, Iterable
 
 import msgspec
+import structlog
 
 from pillion.agent.home import Home
 from pillion.core.replica import GrantEntry
 
 FILE = "permitted.json"
+AGAIN_S = 5.0
+
+log = structlog.get_logger(__name__)
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -55,8 +59,13 @@ class Permitted:
         self.drop(list(self._entries))
 
     async def run(self) -> None:
-        """Brings every change to the disk, until cancelled."""
+        """Brings every change to the disk, until cancelled. Where that is full it goes on trying."""
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await asyncio.to_thread(self._home.write, FILE, _Kept(tuple(self._entries.values())))
+            try:
+                await asyncio.to_thread(self._home.write, FILE, _Kept(tuple(self._entries.values())))
+            except OSError as error:
+                log.error("permitted_not_kept", error=str(error))
+                self._changed.set()
+                await asyncio.sleep(AGAIN_S)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pillion.core.replica import Proof
+from pillion.engines.client import EngineError
 
 # Short, so that the smallest context takes them with a tokenizer of single bytes, and unlike each other.
 PROMPTS = (
@@ -63,7 +64,10 @@ class Prover:
         return Proof(difference(baseline.rows, await self._ask(name, PROMPTS)), baseline.noise)
 
     async def _ask(self, model: str, prompts: Sequence[str]) -> tuple[Row, ...]:
-        """Of the token after each prompt: those of the prompts' own tokens are not there in every engine with LoRA."""
+        """Of the token after each prompt: those of the prompts' own tokens are not there in every engine with LoRA.
+
+        Raises `EngineError`.
+        """
         answer = await self._engine.complete(
             {
                 "model": model,
@@ -74,8 +78,14 @@ class Prover:
                 "return_tokens_as_token_ids": True,  # two tokens may have the same text
             }
         )
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        return tuple(_row(choice["logprobs"]["top_logprobs"][0]) for choice in choices)
+        try:
+            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+            rows = tuple(_row(choice["logprobs"]["top_logprobs"][0]) for choice in choices)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise EngineError("the engine does not tell log-probabilities as it was asked to.") from error
+        if len(rows) != len(prompts) or not all(rows):
+            raise EngineError("the engine does not tell log-probabilities of every prompt.")
+        return rows
 
 
 def effective(proof: Proof) -> bool:

@@ -26,6 +26,8 @@ from pillion.core.spans import Carried
 from pillion.engines.client import EngineError, EngineState, Requests
 
 Fetch = Callable[[str], Awaitable[Path]]
+# So long who asks for what is leaving waits for control, which alone lets it come back.
+LEAVING_S = 60.0
 log = structlog.get_logger(__name__)
 
 
@@ -71,6 +73,7 @@ class Residents:
         self._asked: set[str] = set()
         self._attached: _Attached | None = None
         self._wake = asyncio.Event()
+        self._broke: BaseException | None = None
 
     @property
     def grant(self) -> Grant:
@@ -111,8 +114,7 @@ class Residents:
         Raises `UnavailableError` (the engine is not up), `NoRoomError`, `LoadFailedError`.
         """
         name = entry.engine_name
-        while name in self._grant.leaving:  # control waits until it is gone before it may come back
-            await self._granting.wait()
+        await self._left_for_good(name)
         row = self._table.rows.get(name)
         if row is not None and row.state == "failed" and row.failure is not None:
             due = self._trials[name].due - self._now() if name in self._trials else LASTING_S
@@ -186,9 +188,14 @@ class Residents:
         return dict(self._table.rows)
 
     async def run(self) -> None:
-        """Converges until cancelled: at every change, and when something expires or is to be tried again."""
+        """Converges until cancelled: at every change, and when something expires or is to be tried again.
+
+        Raises what a load or unload broke with: what is in the engine is not known then, and the next agent asks it.
+        """
         while True:
             self._wake.clear()
+            if self._broke is not None:
+                raise self._broke
             self._converge()
             due = self._next_due()
             with contextlib.suppress(TimeoutError):
@@ -204,6 +211,15 @@ class Residents:
             tasks = list(self._attached.tasks.values())
             await (asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED) if tasks else asyncio.sleep(0.01))
             self._wake.set()
+
+    async def _left_for_good(self, name: str) -> None:
+        """Control waits until it is gone before it may come back. Raises `UnavailableError` where that takes long."""
+        try:
+            async with asyncio.timeout(LEAVING_S):
+                while name in self._grant.leaving:
+                    await self._granting.wait()
+        except TimeoutError as error:
+            raise UnavailableError("it is leaving this replica.", retry_after=2.0) from error
 
     def _entries(self) -> tuple[GrantEntry, ...]:
         return *self._grant.entries, *self._permitted.entries
@@ -296,10 +312,12 @@ class Residents:
             return
         task = asyncio.create_task(work)
         attached.tasks[name] = task
-        task.add_done_callback(lambda _: self._done(attached, name))
+        task.add_done_callback(lambda task: self._done(attached, name, task))
 
-    def _done(self, attached: _Attached, name: str) -> None:
+    def _done(self, attached: _Attached, name: str, task: asyncio.Task[None]) -> None:
         attached.tasks.pop(name, None)
+        if not task.cancelled():
+            self._broke = task.exception() or self._broke
         self._wake.set()
 
     async def _traced(self, what: str, name: str, work: Callable[[], Awaitable[None]]) -> None:

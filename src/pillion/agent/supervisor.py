@@ -130,7 +130,7 @@ class Supervisor:
         epoch = before.epoch + 1 if before else 1
         port = free_port(self._spec.host)
         launch = self._launch(port)
-        bound(self._home.engine_log)
+        self._bound_log()
         process = self._processes.start(launch, self._home, port, epoch)
         log.info("engine_started", pid=process.record.pid, port=port, epoch=epoch)
         self._board.post(stage="starting", engine_epoch=epoch, detail="the engine's process was started")
@@ -181,7 +181,7 @@ class Supervisor:
                     return Failure(HUNG, f"the engine missed {missed} health probes in a row")
                 told = f"it missed {missed} of {self._timing.misses} health probes in a row" if missed else ""
                 self._board.post(detail=told)
-                bound(self._home.engine_log)
+                self._bound_log()
                 due = max(loop.time(), due + self._timing.probe_s)
                 probe = asyncio.create_task(self._probe(client, due))
         finally:
@@ -201,6 +201,13 @@ class Supervisor:
             return False
         self._residents.observe(before, state)
         return True
+
+    def _bound_log(self) -> None:
+        """A disk that is full ends neither the engine nor its agent."""
+        try:
+            bound(self._home.engine_log)
+        except OSError as error:
+            log.error("log_not_bounded", error=str(error))
 
     def _read_stages(self, new: NewLines) -> None:
         for line in new.read():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -17,6 +17,7 @@ CUT_GRACE_S = 30.0
 # Refusals that the same bytes would meet again; all others may pass.
 LASTING = frozenset({"engine_refused", "name_taken"})
 BUSY = "adapter_busy"
+T = TypeVar("T")
 
 
 class EngineError(PillionError):
@@ -113,18 +114,18 @@ class EngineClient:
         return True
 
     async def state(self) -> EngineState:
-        return msgspec.json.decode(await self._call("GET", "/pillion/v1/state"), type=EngineState)
+        return _read(await self._call("GET", "/pillion/v1/state"), EngineState)
 
     async def requests(self) -> dict[str, Requests]:
         """By adapter. The engine itself is not asked."""
-        return msgspec.json.decode(await self._call("GET", "/pillion/v1/requests"), type=dict[str, Requests])
+        return _read(await self._call("GET", "/pillion/v1/requests"), dict[str, Requests])
 
     async def load(self, name: str, path: str) -> float:
         """Loads, closed to gateways; returns milliseconds. Idempotent."""
         answer = await self._call(
             "POST", "/pillion/v1/adapters", {"name": name, "path": path}, timeout_s=LOAD_TIMEOUT_S
         )
-        return msgspec.json.decode(answer, type=_Loaded).load_ms
+        return _read(answer, _Loaded).load_ms
 
     async def open(self, name: str) -> None:
         await self._call("POST", f"{_adapter(name)}/open")
@@ -137,7 +138,7 @@ class EngineClient:
         answer = await self._call(
             "DELETE", f"{_adapter(name)}?deadline_s={deadline_s:g}", timeout_s=deadline_s + CUT_GRACE_S
         )
-        return msgspec.json.decode(answer, type=Unloaded)
+        return _read(answer, Unloaded)
 
     async def evict(self, name: str) -> bool:
         """Unloads it, proved gone; False, and nothing done, where a request is in flight with it."""
@@ -151,10 +152,7 @@ class EngineClient:
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """`POST /v1/completions` with the agent's key, which closed adapters answer too."""
-        answer: dict[str, Any] = msgspec.json.decode(
-            await self._call("POST", "/v1/completions", body, timeout_s=120)
-        )
-        return answer
+        return _read(await self._call("POST", "/v1/completions", body, timeout_s=120), dict[str, Any])
 
     async def _call(
         self, method: str, path: str, body: object = None, timeout_s: float = CALL_TIMEOUT_S
@@ -179,6 +177,13 @@ class EngineClient:
         if answer.status != 200:
             raise _refusal(answer.status, raw)
         return raw
+
+
+def _read(answer: bytes, shape: type[T]) -> T:
+    try:
+        return msgspec.json.decode(answer, type=shape)
+    except msgspec.MsgspecError as error:
+        raise EngineError(f"the engine's answer cannot be read: {error}") from error
 
 
 def _adapter(name: str) -> str:
