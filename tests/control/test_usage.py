@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pillion.control import usage
+from pillion.control import explanations, usage
 from pillion.control.context import Control
 from pillion.control.keys import Principal
-from pillion.core.usage import Incident, Mark, Report, Told, Used
+from pillion.core.usage import QUARANTINE_S, QUARANTINED, Incident, Mark, Report, Told, Used
 from pillion.gateway.reports import Reports, UntoldError
 from pillion.gateway.spool import Spool
 from tests.control.world import World
@@ -71,6 +71,22 @@ async def test_incidents_become_events(control: Control, who: Principal) -> None
     async with control.db.read() as tx:
         (event,) = await tx.events.list(who.account, subject="adapter:adp_1")
     assert (event.kind, event.detail) == ("adapter_quarantined", {"detail": "two died"})
+
+
+async def test_what_one_gateway_has_in_quarantine_all_have(
+    control: Control, who: Principal, world: World
+) -> None:
+    adapter, other = await world.adapter(control, who, "mine"), await world.adapter(control, who, "other")
+    [name] = [a.engine_name for a in (await world.snapshot(control)).adapters if a.id == adapter.id]
+    at = control.clock()
+    told = (Incident(1, at, QUARANTINED, who.account, adapter.id, "two died", name),)
+    assert await usage.take(control, Report("s", 1, told)) == Mark(1)
+    refused = {a.id: a.refused for a in (await world.snapshot(control)).adapters}
+    assert refused == {adapter.id: (name, at + QUARANTINE_S), other.id: None}
+    explained = await explanations.explained(control, who, adapter.id)
+    assert "two replicas died" in explained.summary
+    world.clock.ahead += QUARANTINE_S
+    assert "two replicas died" not in (await explanations.explained(control, who, adapter.id)).summary
 
 
 async def test_sums_by_group_and_one_sees_ones_own(control: Control, who: Principal, world: World) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from tests.gateway.conftest import Town
 from tests.gateway.site import Engine, chat, free_url, open_stream
@@ -197,3 +199,20 @@ async def test_what_killed_two_replicas_is_refused_for_a_while_and_nothing_else_
     renewed = make_adapter(1, version=4, engine_name=other.engine_name)
     await town.publish(town.entry, renewed, other, make_instance(1, *replicas))
     assert (await town.site.chat(town.key, "ft1:1"))[0] == 200
+
+
+async def test_what_another_gateway_has_in_quarantine_is_refused_here_too(town: Town) -> None:
+    name = town.adapter.engine_name or ""
+    replicas = [make_replica(n, town.adapter, url=e.url) for n, e in (("a", town.a), ("b", town.b))]
+    for refused, status in (
+        ((name, time.time() + 60), 503),
+        ((name, time.time() - 1), 200),
+        (("another version", time.time() + 60), 200),
+        (None, 200),
+    ):
+        adapter = replace(town.adapter, refused=refused)
+        await town.publish(town.entry, adapter, make_instance(1, *replicas))
+        got, _, body = await town.site.chat(town.key, "ft1:1")
+        assert got == status, body
+        assert got == 200 or "quarantined" in body["error"]["message"]
+    assert len(town.a.asked) + len(town.b.asked) == 3

@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from pillion.sdk import Pillion
+from pillion.sdk.errors import UnavailableError
 
-from .site import DEADLINE_S, Site, ask, running, until
+from .site import DEADLINE_S, Site, adapter_file, ask, running, until
 
 WORKERS = 2
 STREAMS = 12
@@ -104,6 +105,29 @@ def test_a_worker_that_is_killed_cuts_what_it_had_in_flight_and_nothing_else(sit
         until(lambda: len(answering(site)) == WORKERS, "an answer of each")
         ask(client, "slow")
         assert statuses(client, STREAMS + 1) == {"lost": count, "200": STREAMS - count + 1}
+
+
+def test_what_two_replicas_died_of_at_one_worker_all_workers_refuse(site: Site, tmp_path: Path) -> None:
+    with site.client() as client:
+        instance = site.launch(client, regions=["eu-1", "us-1"], replicas=2)
+        captain = client.adapters.upload("captain", "tiny", adapter_file(tmp_path, 1))
+        client.adapters.attach("captain", instance)
+        client.adapters.wait_ready("captain", instance)
+        for engine in site.engines(instance):
+            engine.go_wrong(crash_on="boom")
+        with pytest.raises(UnavailableError, match="Two replicas were lost"):
+            ask(client, captain.aliases[0], "boom")
+        refusing: set[str] = set()
+
+        def all_refuse() -> bool:
+            body = {"model": captain.aliases[0], "prompt": "hi", "max_tokens": 1}
+            headers = {"authorization": f"Bearer {site.admin}"}
+            answer = httpx.post(f"{site.url}/v1/completions", json=body, headers=headers)
+            if "quarantined" in answer.text:
+                refusing.add(answer.headers["x-request-id"][:20])
+            return len(refusing) == WORKERS
+
+        until(all_refuse, "each worker refuses it")
 
 
 def test_sigterm_drains_all_workers(site: Site) -> None:

@@ -11,8 +11,8 @@ from pillion.control.explain import Explanation, Known, explain
 from pillion.control.flips import Fleet, Spread, spread
 from pillion.control.keys import Principal
 from pillion.control.plan import spec_of
-from pillion.core.usage import QUARANTINE_S
-from pillion.store.rows import Adapter, AdapterVersion, Event, Instance, VersionBytes
+from pillion.core.names import engine_name
+from pillion.store.rows import Adapter, AdapterVersion, Instance, VersionBytes
 from pillion.store.transaction import Tx
 
 
@@ -25,9 +25,6 @@ async def explained(control: Control, who: Principal, ref: str) -> Explanation:
         instances = await _instances(tx, who, adapter, {row.instance_id for row in attachments})
         live = next((v for v in versions if v.version == adapter.live_version), None)
         now = control.clock()
-        died = await tx.events.list(
-            who.account, subject=f"adapter:{adapter.id}", kinds=["adapter_quarantined"], newest=True, limit=1
-        )
         why_not = {i.id: obstacles(adapter, live, i) + _pool(i) for i in instances.values()}
         held = {id: await tx.everyone.held_slots(id, now) for id, reasons in why_not.items() if not reasons}
     controller = control.controller
@@ -49,7 +46,7 @@ async def explained(control: Control, who: Principal, ref: str) -> Explanation:
             coming=_on_its_way(adapter, adapter.wanted_version, versions, fleet),
             canary=_on_its_way(adapter, adapter.canary_version, versions, fleet),
             setback=_setback(adapter, versions),
-            refused_until=_refused_until(died, live, now),
+            refused_until=_refused_until(adapter, live, now),
         )
     )
 
@@ -65,11 +62,12 @@ async def _instances(tx: Tx, who: Principal, adapter: Adapter, wished: set[int])
     return instances
 
 
-def _refused_until(died: Sequence[Event], live: AdapterVersion | None, now: float) -> float | None:
-    """When the quarantine of the live version ends. `died`: the last event that tells of one."""
-    since = live.live_at if live is not None else None
-    ends = [event.at + QUARANTINE_S for event in died if since is None or since < event.at]
-    return next((end for end in ends if end > now), None)
+def _refused_until(adapter: Adapter, live: AdapterVersion | None, now: float) -> float | None:
+    """When the quarantine of the live version ends."""
+    name, until = adapter.refused_name, adapter.refused_until
+    if live is None or until is None or until <= now:
+        return None
+    return until if name == engine_name(adapter.id, live.digest) else None
 
 
 def _on_its_way(

@@ -173,7 +173,13 @@ def _adapter(
         rank=row.live.rank if row.live else 0,
         permit=permit,
         canary=_canary(row),
+        refused=_refused(row),
     )
+
+
+def _refused(row: RoutedAdapter) -> tuple[str, float] | None:
+    name, until = row.adapter.refused_name, row.adapter.refused_until
+    return None if name is None or until is None else (name, until)
 
 
 def _canary(row: RoutedAdapter) -> wire.Canary | None:

@@ -6,7 +6,8 @@ import structlog
 
 from pillion.control import charges
 from pillion.control.context import Control
-from pillion.core.usage import Incident, Mark, Report, Used
+from pillion.core.usage import QUARANTINE_S, QUARANTINED, Incident, Mark, Report, Used
+from pillion.store.transaction import Tx
 
 log = structlog.get_logger(__name__)
 
@@ -17,7 +18,7 @@ async def take(control: Control, report: Report) -> Mark:
     Events that are in already change nothing; those that would leave a gap are not taken, unless the spool no longer has
     what is missing, which is told.
     """
-    now = control.clock()
+    now, changed = control.clock(), False
     async with control.db.transaction() as tx:
         mark = await tx.intake.mark(report.spool, now)
         if report.oldest > mark + 1:
@@ -32,11 +33,21 @@ async def take(control: Control, report: Report) -> Mark:
             await charges.owe(tx, report.spool, used, parts)
             for told in fresh:
                 if isinstance(told, Incident):
-                    await tx.events.append(
-                        told.account,
-                        at=told.at,
-                        kind=told.kind,
-                        subject=f"adapter:{told.adapter}" if told.adapter else "account",
-                        detail={"detail": told.detail},
-                    )
+                    await _take(tx, told)
+                    changed = True
+    if changed:
+        control.changes.notify()
     return Mark(mark)
+
+
+async def _take(tx: Tx, told: Incident) -> None:
+    """An event, and of a quarantine what lets the other gateways keep it."""
+    await tx.events.append(
+        told.account,
+        at=told.at,
+        kind=told.kind,
+        subject=f"adapter:{told.adapter}" if told.adapter else "account",
+        detail={"detail": told.detail},
+    )
+    if told.kind == QUARANTINED and told.adapter and told.engine_name:
+        await tx.adapters.refuse(told.account, told.adapter, told.engine_name, told.at + QUARANTINE_S)

@@ -63,7 +63,7 @@ class Adapter(msgspec.Struct, frozen=True, gc=False):
 
     `engine_name` is None while no version is live. `instances` are those that it is attached to or loaded on.
     `expires_at` is the time from which it is no longer served. `permit` is what on-demand replicas load it for; None where
-    none may.
+    none may. `refused`: the engine name of a version, and until when it is in quarantine.
     """
 
     id: str
@@ -81,6 +81,7 @@ class Adapter(msgspec.Struct, frozen=True, gc=False):
     rank: int = 0
     permit: bytes | None = None
     canary: Canary | None = None
+    refused: tuple[str, float] | None = None
 
 
 class Replica(msgspec.Struct, frozen=True, gc=False):

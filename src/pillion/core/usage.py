@@ -41,8 +41,11 @@ class Used(msgspec.Struct, frozen=True, array_like=True, tag="used"):
 QUARANTINE_S = 60.0
 
 
+QUARANTINED = "adapter_quarantined"
+
+
 class Incident(msgspec.Struct, frozen=True, array_like=True, tag="incident"):
-    """Something the account should hear of, as an event of `adapter`."""
+    """Something the account should hear of, as an event of `adapter`. `engine_name`: of the version it was."""
 
     seq: int
     at: float
@@ -50,6 +53,7 @@ class Incident(msgspec.Struct, frozen=True, array_like=True, tag="incident"):
     account: str
     adapter: str | None
     detail: str
+    engine_name: str | None = None
 
 
 Told = Used | Incident

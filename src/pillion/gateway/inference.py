@@ -17,6 +17,7 @@ from pillion.core.errors import (
 )
 from pillion.core.routing import Candidate, Route, may_load
 from pillion.core.snapshot import Key, Replica
+from pillion.core.usage import QUARANTINED
 from pillion.gateway import headers
 from pillion.gateway.accounting import Meter, RateLimits, Ticket
 from pillion.gateway.answers import CutShortError, KeyRefusedError, Reply, broken, read_reply
@@ -108,7 +109,7 @@ class Inference:
             return
         self.plans.quarantine(route.adapter)
         self.metrics.quarantined()
-        self.meter.incident("adapter_quarantined", key, route, f"Two replicas died holding {request_id}.")
+        self.meter.incident(QUARANTINED, key, route, f"Two replicas died holding {request_id}.")
         log.warning("adapter quarantined", adapter=route.adapter.id, request_id=request_id)
 
 

@@ -57,8 +57,8 @@ class Meter(accounting.Meter):
         return ticket
 
     def incident(self, kind: str, key: Key, route: Route, detail: str) -> None:
-        adapter = None if route.adapter is None else route.adapter.id
-        self._tell(Incident(self.next(), self._clock(), kind, key.account, adapter, detail))
+        adapter, name = (None, None) if (a := route.adapter) is None else (a.id, a.engine_name)
+        self._tell(Incident(self.next(), self._clock(), kind, key.account, adapter, detail, name))
 
     def known(self, number: int, prompt: int | None, cached: int | None, completion: int | None) -> None:
         try:

@@ -105,8 +105,9 @@ class Plans:
         if found is None or _expired(found, now):
             found = routes.resolve(account, model, ref, now)
             self._resolved.keep(ask, found)
-        if self._quarantined and found.adapter is not None:
-            self._check_quarantine(found.adapter, now)
+        adapter = found.adapter
+        if adapter is not None and (self._quarantined or adapter.refused is not None):
+            self._check_quarantine(adapter, now)
         return found
 
     def version(self, route: Route, draw: float) -> Route:
@@ -132,8 +133,11 @@ class Plans:
             )
 
     def _left(self, adapter: Adapter, now: float) -> float:
-        """For how many seconds more it is quarantined; not at all if not above 0."""
-        return self._quarantined.get(_bytes_of(adapter), 0.0) - now
+        """For how many seconds more it is quarantined, here or by another gateway; not at all if not above 0."""
+        name, until = _bytes_of(adapter), 0.0
+        if adapter.refused is not None and adapter.refused[0] == name:
+            until = adapter.refused[1]
+        return max(until, self._quarantined.get(name, 0.0)) - now
 
     def plan(self, route: Route, candidate: Candidate, path: str) -> Plan:
         # A plan holds what it is for, so that as long as it is kept no other object can have these identities.

@@ -140,6 +140,11 @@ class Adapters:
         """Its time to live was over at `at`; None: it is loaded anew."""
         return await self._update(account, row_id, ended_at=at)
 
+    async def refuse(self, account: str, id: str, engine_name: str, until: float) -> None:
+        """This version of it is in quarantine."""
+        statement = sa.update(adapters).where(owned(adapters, account), adapters.c.id == id)
+        await self._session.run(statement.values(refused_name=engine_name, refused_until=until))
+
     async def set_state(self, account: str, row_id: int, state: AdapterState) -> Adapter | None:
         return await self._update(account, row_id, state=state)
 

@@ -164,7 +164,8 @@ class Adapter(msgspec.Struct, frozen=True, gc=False):
     """`wanted_version` is to go live, in line since `wanted_at`; `previous_version` was live before.
 
     `canary_version` gets `canary_share` (0..1) of the requests. `ended_at`: when its time to live was over; it is not
-    served again until it is loaded anew.
+    served again until it is loaded anew. `refused_name`: the engine name of the version that is in quarantine until
+    `refused_until`.
     """
 
     row_id: int
@@ -183,6 +184,8 @@ class Adapter(msgspec.Struct, frozen=True, gc=False):
     canary_version: int | None = None
     canary_share: float | None = None
     ended_at: float | None = None
+    refused_name: str | None = None
+    refused_until: float | None = None
 
 
 class AdapterVersion(msgspec.Struct, frozen=True):

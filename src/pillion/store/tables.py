@@ -188,6 +188,8 @@ adapters = sa.Table(
     _int("canary_version", null=True),
     sa.Column("canary_share", sa.Double, nullable=True),
     _time("ended_at", null=True),
+    _text("refused_name", null=True),
+    _time("refused_until", null=True),
     sa.UniqueConstraint("id"),
     sa.UniqueConstraint("account_id", "name"),
     sa.UniqueConstraint("row_id", "account_id"),
