@@ -9,9 +9,12 @@ import pytest
 
 from pillion.control import agents, attachments, groups
 from pillion.control.attachments import detach
+from pillion.control.changes import Changes
 from pillion.control.context import Control
 from pillion.control.keys import Principal
-from tests.control.fakes import AgentServer
+from pillion.core.errors import UnavailableError
+from pillion.core.replica import GroupSpec, LoraSpec, ModelSpec
+from tests.control.fakes import AgentServer, FakeFleet
 from tests.control.test_controller import gone, in_state, row
 from tests.control.world import World, fleets, holds, ticks
 
@@ -73,3 +76,23 @@ async def test_nothing_is_gone_from_a_region_that_a_control_has_not_seen_yet(
         await gone(control, who, adapter, made.id)
         assert there.resident == set()
         await detaching
+
+
+class Broken(FakeFleet):
+    async def apply(self, group: GroupSpec) -> None:
+        self.applied.append(group)
+        raise UnavailableError("no space left")
+
+
+async def test_what_fails_for_days_is_still_tried() -> None:
+    fleet, changes, now = Broken("local", ""), Changes(), 0.0
+    trying = groups.Groups({"local": fleet}, lambda: now, changes)
+    lora = LoraSpec(enabled=True)
+    wanted = {(1, "local"): GroupSpec(1, "local", 1, ModelSpec("tiny", "path:/tiny"), "sim", lora)}
+    for number in range(1, 1100):
+        seen = changes.count
+        trying.move(wanted)
+        await changes.wait(seen, 10)
+        assert len(fleet.applied) == number
+        assert 0 < trying.tries[1, "local"] - now <= groups.BACKOFF_MAX_S
+        now += groups.BACKOFF_MAX_S

@@ -191,7 +191,7 @@ def test_one_that_had_no_substitute_comes_back_as_soon_as_it_answers() -> None:
         ACME, BASE, None, 0.0
     )
     first, other = (candidate.replica.id for candidate in route.candidates)
-    for _ in range(100):
+    for _ in range(2000):  # of an adapter that is nowhere else, within a second
         balance.failed(first)
     now[0] = 20.0
     assert balance.choose(route) == route.candidates[1]

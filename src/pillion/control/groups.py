@@ -114,7 +114,7 @@ class Groups:
         if key in self._moving or backoff.until > self._clock():
             return
         backoff.failures += 1
-        backoff.until = self._clock() + min(2.0 ** (backoff.failures - 1), BACKOFF_MAX_S)
+        backoff.until = self._clock() + min(2.0 ** min(backoff.failures - 1, 30), BACKOFF_MAX_S)
         task = asyncio.create_task(self._try(key, work()))
         self._moving[key] = task
         task.add_done_callback(lambda _: self._ended(key))

@@ -95,7 +95,7 @@ class Balance:
         if now >= health.out_until + RETURN_S:
             health.failures = 0
         health.failures += 1
-        health.out_until = now + min(self._out_s * 2.0 ** (health.failures - 1), MAX_OUT_S)
+        health.out_until = now + min(self._out_s * 2.0 ** min(health.failures - 1, 30), MAX_OUT_S)
 
     def silent(self, replica: str) -> None:
         """It is asked last for `out_s` from now on, and no longer however often this is said."""
