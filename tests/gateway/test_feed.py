@@ -9,10 +9,12 @@ import stat
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from pillion.core import snapshot as wire
 from pillion.core.errors import UnavailableError
 from pillion.core.routing import Routes
+from pillion.gateway import server
 from pillion.gateway.feed import FeedError, SnapshotFeed
 from pillion.gateway.kept import KeptSnapshot, gateway_id
 from pillion.gateway.knowledge import Knowledge
@@ -224,3 +226,32 @@ def test_index_of_many_adapters_is_quick_to_ask() -> None:
     routes = Routes(make_snapshot(*adapters, *(make_instance(1, replica, account=None),)))
     assert len(routes.list_models("acc_7", 0.0)) == 2 + 2 * 20
     assert routes.resolve("acc_7", "ft7:7", None, 0.0).adapter is adapters[6]
+
+
+async def test_news_that_nobody_foresaw_do_not_end_the_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "AGAIN_S", 0.01)
+    poison = [make_replica("a")]
+
+    class Odd(Control):
+        async def _poll(self, request: web.Request) -> web.StreamResponse:
+            after = int(request.query["after"])
+            if not after or not poison:
+                return await super()._poll(request)
+            of_nobody = ((999, poison.pop()),)
+            delta = wire.Delta(after, after + 1, 0.0, {}, None, (), (), (), (), of_nobody)
+            return web.Response(body=wire.encode(delta), content_type="application/msgpack")
+
+    (key, entry), control = make_key(), Odd()
+    async with (
+        fleet(1) as (engine,),
+        listening(control.handle) as control.url,
+        site(tmp_path, control) as running,
+    ):
+        instance = make_instance(1, make_replica("a", url=engine.url))
+        await control.publish(make_snapshot(instance))
+        assert (await running.chat(key, BASE))[0] == 401
+        await control.publish(make_snapshot(entry, instance, version=3))
+        assert not poison
+        assert (await running.chat(key, BASE))[0] == 200

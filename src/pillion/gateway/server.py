@@ -11,7 +11,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
 import structlog
@@ -46,6 +46,7 @@ from pillion.gateway.watch import HttpHealth, Watch
 
 log = structlog.get_logger(__name__)
 
+AGAIN_S = 1.0
 # What is cut off at the end of a drain may still say so to its client.
 LAST_WORDS_S = 3
 
@@ -79,12 +80,10 @@ async def serve(
         host, port = listener.getsockname()[:2]
         async with _gateway(config, clock) as (app, pool):
             server = await loop.create_server(lambda: Inbound(app, loop), sock=listener, backlog=2048)
-            sweeping = asyncio.ensure_future(_sweep(app, config.limits))
+            sweeping = _for_good(lambda: _sweep(app, config.limits))
             log.info("gateway listens", host=host, port=port)
             started(host, port)
-            stopping = asyncio.ensure_future(stop.wait())
-            await asyncio.wait({sweeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
+            await stop.wait()
             server.close()
             app.drain()
             await _drained(app, pool, config.limits)
@@ -107,6 +106,20 @@ async def _drained(app: Gateway, pool: Pool, limits: Limits) -> None:
             await app.emptied()
     except TimeoutError:
         app.abort()
+
+
+def _for_good(run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+    """A loop of the gateway. One that breaks is begun again: requests go on, and without it what they need would not."""
+
+    async def again_and_again() -> None:
+        while True:
+            try:
+                await run()
+            except Exception:
+                log.exception("a loop of the gateway broke", again_in_s=AGAIN_S)
+            await asyncio.sleep(AGAIN_S)
+
+    return asyncio.ensure_future(again_and_again())
 
 
 async def _sweep(app: Gateway, limits: Limits) -> None:
@@ -138,18 +151,18 @@ async def _gateway(config: GatewayConfig, clock: Callable[[], float]) -> AsyncIt
         rates = KeyLimits(clock())
         budgets = Budgets(ledger, spool.id, secrets.token_hex(8), clock)
         sharing = Sharing(ledger, rates, name, clock)
-        tasks = [asyncio.ensure_future(task.run()) for task in (feed, reports, sharing, budgets)]
+        tasks = [_for_good(task.run) for task in (feed, reports, sharing, budgets)]
         metrics = Metrics(knowledge, lambda: reports.behind, lambda: sharing.open)
         fair = Fair(config.tiers, config.turns, clock, metrics.held_back)
         metrics.waiting = lambda: fair.waiting
         if config.metrics_dir is not None:
             siblings = Siblings(config.metrics_dir, config.state_dir.name, clock)
             metrics.page = siblings.page
-            tasks.append(asyncio.ensure_future(siblings.run(metrics.own)))
+            tasks.append(_for_good(lambda: siblings.run(metrics.own)))
         cold = Cold(AgentLoads(session), knowledge, clock, metrics.cold_load, config.limits.cold_wait_s)
         try:
             app = _app(config, knowledge, pool, outbox, metrics, meter, rates, budgets, cold, fair, clock)
-            tasks.append(asyncio.ensure_future(_watch(app.inference, session, config.limits).run()))
+            tasks.append(_for_good(_watch(app.inference, session, config.limits).run))
             yield app, pool
         finally:
             pool.close()
