@@ -29,10 +29,15 @@ class Case:
         self.ranks = [draw.randint(0, self.max_rank) for _ in range(self.slots)]
         self.inner = draw.choice([8, 33, 96])
         kinds = [-1, *range(self.slots)] if draw.random() < 0.8 else [draw.randint(-1, self.slots - 1)]
+        self.wrapper = cpu_lora.GroupedLora(256, 256, "cpu")
+        self.step(kinds)
+
+    def step(self, kinds: list[int]) -> None:
+        """Other rows, of these slots."""
+        draw = self.draw
         self.rows = [draw.choice(kinds) for _ in range(draw.choice([1, 2, 7, 40, 130]))]
         if draw.random() < 0.3:
             self.rows.sort()
-        self.wrapper = cpu_lora.GroupedLora(256, 256, "cpu")
         # vLLM numbers adapters from 1 and leaves holes in its slots.
         ids: list[int | None] = [10 + slot for slot in range(self.slots)]
         named = tuple(10 + slot if slot >= 0 else 0 for slot in self.rows)
@@ -91,6 +96,28 @@ def check_linear(case: Case) -> None:
                 Layer(a, b).set_lora(case.draw.randrange(case.slots))
 
 
+def check_life(case: Case) -> None:
+    """Adapters of different ranks come into their slots and leave them, while the others' rows go on."""
+    widths = tuple(case.draw.choice([8, 24]) for _ in range(case.draw.randint(1, 2)))
+    a, b = tuple(case.a() for _ in widths), tuple(case.b(width) for width in widths)
+    layer = Layer(a, b)
+    here = set(range(case.slots))
+    for _ in range(12):
+        slot = case.draw.randrange(case.slots)
+        if slot in here and case.draw.random() < 0.5:
+            layer.reset_lora(slot)
+            here.discard(slot)
+        else:
+            layer.set_lora(slot, case.draw.randint(0, case.max_rank))
+            here.add(slot)
+        case.step([-1, *here])
+        x, y = case.tensor(len(case.rows), case.inner), case.tensor(len(case.rows), sum(widths))
+        before = y.clone()
+        case.wrapper.add_lora_linear(y, x, a, b, 1.0, widths)
+        delta = torch.cat([case.reference(x, *pair) for pair in zip(a, b, strict=True)], dim=1)
+        case.compare("life", y, before, delta)
+
+
 class Layer(BaseLayerWithLoRA):
     """Writes to its slots as vLLM's layers do."""
 
@@ -102,10 +129,13 @@ class Layer(BaseLayerWithLoRA):
         for weights in (*self.lora_a_stacked, *self.lora_b_stacked):
             weights[index] = 0
 
-    def set_lora(self, index: int) -> None:
+    def set_lora(self, index: int, rank: int | None = None) -> None:
         self.reset_lora(index)
-        for weights in (*self.lora_a_stacked, *self.lora_b_stacked):
-            weights[index, 0].copy_(torch.randn_like(weights[index, 0]) * 0.1)
+        for stacked, axis in ((self.lora_a_stacked, 0), (self.lora_b_stacked, 1)):
+            for weights in stacked:
+                part = weights[index, 0]
+                part = part if rank is None else part.narrow(axis, 0, rank)
+                part.copy_(torch.randn_like(part) * 0.1)
 
 
 slot_weights.watch()
@@ -174,7 +204,7 @@ def check_misuse() -> None:
 def main(seed: int, rounds: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    checks: list[Any] = [check_linear, check_embedding, check_logits, check_sharded, check_full]
+    checks: list[Any] = [check_linear, check_life, check_embedding, check_logits, check_sharded, check_full]
     check_misuse()
     for turn in range(rounds):
         grouped.BLOCK_ROWS = 512 if turn % 2 else 16

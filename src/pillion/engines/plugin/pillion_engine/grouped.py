@@ -144,7 +144,7 @@ def add_low_rank(
     target = batch[:, offset : offset + sum(widths)]
     shelf = shelf_of(a_stacked, b_stacked, widths)
     for block in groups.blocks:
-        places = [shelf.place(span.slot) for span in block.spans]
+        places = shelf.places([span.slot for span in block.spans])
         known = [place for place in places if place is not None]
         if not known:
             continue

@@ -4,7 +4,7 @@ vLLM keeps slots as wide as the widest adapter allowed, in the model's type. Nar
 cost more than the products, so that is done once, when a slot is first used after it was written.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from itertools import accumulate
 from typing import Any
@@ -31,10 +31,15 @@ class Shelf:
         self.a = torch.empty(0)
         self.b: list[tuple[int, torch.Tensor]] = []
 
-    def place(self, slot: int) -> int | None:
+    def places(self, slots: Sequence[int]) -> list[int | None]:
         """None where the adapter leaves this layer alone."""
-        if slot in self._places:
-            return self._places[slot]
+        # All first: one that is new may move those that are here.
+        for slot in slots:
+            if slot not in self._places:
+                self._take(slot)
+        return [self._places[slot] for slot in slots]
+
+    def _take(self, slot: int) -> None:
         ranks = [min(used(a[slot, 0], axis=0), used(b[slot, 0], axis=1)) for a, b, _ in self._sources]
         if not any(ranks):
             self._places[slot] = None
@@ -43,7 +48,6 @@ class Shelf:
         else:
             self._ranks = [max(both) for both in zip(ranks, self._ranks, strict=True)]
             self._build([*(known for known, place in self._places.items() if place is not None), slot])
-        return self._places[slot]
 
     def forget(self, slot: int) -> None:
         """Memory is given back when no slot is left."""
