@@ -82,13 +82,14 @@ class Reader:
     `length` is of the present request's body, None where it comes in chunks.
     """
 
-    __slots__ = ("_buffer", "_heads", "_left", "_max_head", "_searched", "_stage", "length", "whole")
+    __slots__ = ("_at", "_buffer", "_heads", "_left", "_max_head", "_searched", "_stage", "length", "whole")
 
     def __init__(self, heads: Heads, max_head: int) -> None:
         self._heads = heads
         self._max_head = max_head
         self.length: int | None = 0
         self._buffer = b""
+        self._at = 0  # where chunks are read in it
         self._searched = 0
         self._left = 0
         self._stage = ""
@@ -128,18 +129,15 @@ class Reader:
         """What there is of the body; nothing where more must come first. Raises `Malformed`."""
         if self._stage == "length":
             return self._take()
-        parts = []
-        while not self.whole:
-            if self._stage == "data":
-                if not (part := self._take()):
-                    break
-                parts.append(part)
-            elif not self._framing():
-                break
+        parts: list[bytes] = []
+        while not self.whole and self._piece(parts):
+            pass
+        # Once for all chunks: there may be tens of thousands of a byte each.
+        self._buffer, self._at = self._buffer[self._at :], 0
         return b"".join(parts)
 
     def _take(self) -> bytes:
-        """Of what is left of the body, or of a chunk."""
+        """Of what is left of the body."""
         data, left = self._buffer, self._left
         if len(data) <= left:
             self._buffer = b""
@@ -147,46 +145,54 @@ class Reader:
             self._buffer, data = data[left:], data[:left]
         self._left = left - len(data)
         if not self._left:
-            if self._stage == "data":
-                self._stage = "end"
-            else:
-                self.whole = True
+            self.whole = True
         return data
 
-    def _framing(self) -> bool:
-        """Takes what is between chunks; whether there was enough."""
+    def _piece(self, parts: list[bytes]) -> bool:
+        """Takes a chunk's data, or what is between two; whether there was enough."""
+        at = self._at
+        if self._stage == "data":
+            data = self._buffer[at : at + self._left]
+            parts.append(data)
+            self._at = at + len(data)
+            self._left -= len(data)
+            if not self._left:
+                self._stage = "end"
+            return bool(data)
         if self._stage == "size":
             return self._size_line()
         if self._stage == "end":
-            if not b"\r\n".startswith(self._buffer[:2]):
+            ending = self._buffer[at : at + 2]
+            if not b"\r\n".startswith(ending):
                 raise Malformed("A chunk is not as long as it says.")
-            if len(self._buffer) < 2:
+            if len(ending) < 2:
                 return False
-            self._buffer = self._buffer[2:]
+            self._at = at + 2
             self._stage = "size"
             return True
         return self._trailers()
 
     def _size_line(self) -> bool:
-        buffer = self._buffer
-        end = buffer.find(b"\n", 0, MAX_CHUNK_LINE)
+        buffer, at = self._buffer, self._at
+        end = buffer.find(b"\n", at, at + MAX_CHUNK_LINE)
         if end < 0:
-            if len(buffer) >= MAX_CHUNK_LINE:
+            if len(buffer) - at >= MAX_CHUNK_LINE:
                 raise Malformed("A chunk's size line is too long.")
-            if buffer and not _CHUNK.fullmatch(_finish(buffer)):
+            if len(buffer) > at and not _CHUNK.fullmatch(_finish(buffer[at:])):
                 raise Malformed("A chunk's size is not valid.")
             return False
-        found = _CHUNK.fullmatch(buffer, 0, end + 1)
+        found = _CHUNK.fullmatch(buffer, at, end + 1)
         if found is None:
             raise Malformed("A chunk's size is not valid.")
         self._left = int(found[1], 16)
-        self._buffer = buffer[end + 1 :]
+        self._at = end + 1
         self._stage = "data" if self._left else "trailers"
         return True
 
     def _trailers(self) -> bool:
         """Checked and dropped: no one here reads any."""
-        buffer = self._buffer
+        buffer, self._at = self._buffer[self._at :], 0
+        self._buffer = buffer
         end = 2 if buffer.startswith(b"\r\n") else buffer.find(b"\r\n\r\n", 0, MAX_TRAILERS) + 4
         if end < 4 and end != 2:
             if len(buffer) >= MAX_TRAILERS:
