@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pillion.gateway.echo import Echo, EventEcho
+from pillion.gateway.echo import DONE, RESPONSE_DONE, Echo, EventEcho
 from pillion.gateway.faults import EngineError, Scrub
 
 NAME = "adp_00000000000000000001@" + "ab" * 32
@@ -58,6 +59,60 @@ def test_every_line_ending(end: str) -> None:
         == f'event: x{end}data: {{"model":"ft1:1"}}{end}{end}data: [DONE]{end}{end}'.encode()
     )
     assert rewriter.done
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('data:{"model":"NAME"}\n\n', 'data: {"model":"ft1:1"}\n\n'),
+        ('data: {"a": 1,\ndata: "model":\ndata: "NAME"}\n\n', 'data: {"a": 1, "model":"ft1:1"}\n\n'),
+        (': x\r\nid: 1\r\ndata: {\r\ndata: "model":"NAME"}\r\n\r\n', ': x\r\nid: 1\r\ndata: { "model":"ft1:1"}\r\n\r\n'),
+        ("data: no\ndata: \"model\"\n\n", 'data: no\ndata: "model"\n\n'),
+        ('data: {"model":"NAME"}\n\r\ndata: {"model":"NAME"}\r\n\n', 'data: {"model":"ft1:1"}\n\r\ndata: {"model":"ft1:1"}\r\n\n'),
+        (': "model" is a comment\n\n', ': "model" is a comment\n\n'),
+        ('data: {"tool_calls":[{"arguments":"{\\"model\\":\\"NAME\\"}"}]}\n\n', None),
+        ('data: {"x":{"model":"mine"},"y":[{"model":{"type":"string"}}]}\n\n', None),
+        ('data: {"content":"model","delta":"\\"model\\":"}\n\n', None),
+        ('data: {"x":{"model":"mine"},"model":"NAME"}\n\n', 'data: {"x":{"model":"mine"},"model":"ft1:1"}\n\n'),
+        ('data: {"x":{"model":"mine"},"model":"other"}\n\n', 'data: {"x":{"model":"mine"},"model":"ft1:1"}\n\n'),
+    ],
+)  # fmt: skip
+def test_events_of_every_form_however_they_are_cut(text: str, expected: str | None) -> None:
+    raw = text.replace("NAME", NAME).encode()
+    wanted = raw if expected is None else expected.encode()
+    for cut in range(len(raw)):
+        rewriter = events()
+        assert rewriter.feed(raw[:cut]) + rewriter.feed(raw[cut:]) == wanted
+    rewriter = events()
+    assert b"".join(rewriter.feed(raw[at : at + 1]) for at in range(len(raw))) == wanted
+    assert not rewriter.done
+
+
+def test_a_client_with_quotes_in_its_model_gets_them_back() -> None:
+    echo = Echo(NAME, 'a"\\é')
+    assert json.loads(echo.json(b'{"model":"%s"}' % NAME.encode())) == {"model": 'a"\\é'}
+
+
+@pytest.mark.parametrize(
+    ("text", "ends", "done"),
+    [
+        ("data: [DONE]\n\n", DONE, True),
+        ("data:[DONE]\r\n\r\n", DONE, True),
+        ("event: end\ndata: [DONE]\n\n", DONE, True),
+        ("data: [DONE]\n\n: a comment\n\n", DONE, True),
+        ("data: [DONE] it is not\n\n", DONE, False),
+        ('data: {"x":"data: [DONE]"}\n\n', DONE, False),
+        ('event: response.completed\ndata: {"type":"response.completed"}\n\n', RESPONSE_DONE, True),
+        ('data: {"type":"response.incomplete","response":{}}\n\n', RESPONSE_DONE, True),
+        ('data: {"type": "response.failed"}\n\n', RESPONSE_DONE, True),
+        ('data: {"type":"response.output_text.done","text":"\\"type\\":\\"response.completed\\""}\n\n', RESPONSE_DONE, False),
+        ("data: [DONE]\n\n", RESPONSE_DONE, True),
+    ],
+)  # fmt: skip
+def test_what_ends_a_whole_stream(text: str, ends: re.Pattern[bytes], done: bool) -> None:
+    rewriter = EventEcho(ECHO, Scrub(NAME, "ft1:1"), 10_000, ends=ends)
+    assert rewriter.feed(text.encode()) == text.encode()
+    assert rewriter.done == done
 
 
 def test_last_event_without_its_blank_line() -> None:

@@ -93,6 +93,27 @@ async def test_failure_after_the_first_byte_is_an_error_event(town: Town, ending
     assert len(town.a.asked) + len(town.b.asked) == 1
 
 
+@pytest.mark.parametrize("last", ["response.completed", "response.incomplete", "response.output_text.done"])
+async def test_a_response_that_ends_in_good_order_without_its_last_event_is_not_whole(
+    town: Town, last: str
+) -> None:
+    async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await open_stream(request)
+        for number, kind in enumerate(("response.created", last)):
+            event = {"type": kind, "sequence_number": number, "response": {"model": body["model"]}}
+            await response.write(f"event: {kind}\ndata: {json.dumps(event)}\n\n".encode())
+        return response
+
+    town.a.behave = town.b.behave = answer
+    document = {"model": "ft1:1", "input": "hi", "stream": True}
+    async with town.site.post("/v1/responses", town.key, document) as got:
+        events = [event.split("data: ") for event in (await got.text()).split("\n\n") if event]
+    told = [json.loads(text) for _, text in events]
+    assert [event["response"]["model"] for event in told[:2]] == ["ft1:1"] * 2
+    codes = [event["error"]["code"] for event in told[2:]]
+    assert codes == (["stream_broken"] if last == "response.output_text.done" else [])
+
+
 async def test_other_bodies_that_fail_break_the_connection(town: Town) -> None:
     seen = asyncio.Event()
 

@@ -52,6 +52,14 @@ def test_the_comma_goes_with_it(after: bytes) -> None:
     assert tokens.counted == (3, None, None)
 
 
+@pytest.mark.parametrize("wanted", [Wanted.NOTHING, Wanted.AT_THE_END])
+def test_who_says_usage_hides_none(wanted: Wanted) -> None:
+    event = b'data: {"usage": {"prompt_tokens":3}, "choices":[{"delta":{"content":"usage"}}]}\n\n'
+    tokens = Tokens()
+    assert tokens.sift(event, wanted) == b'data: { "choices":[{"delta":{"content":"usage"}}]}\n\n'
+    assert tokens.counted == (3, None, None)
+
+
 @given(
     st.permutations(["choices", "usage", "model"]), USAGE, TEXT, st.sampled_from([(",", ":"), (", ", ": ")])
 )

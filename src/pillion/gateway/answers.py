@@ -7,15 +7,15 @@ from typing import Protocol
 
 from pillion.core.errors import PillionError
 from pillion.gateway import headers
-from pillion.gateway.echo import Echo, EventEcho
+from pillion.gateway.echo import DONE, RESPONSE_DONE, Echo, EventEcho
 from pillion.gateway.faults import EngineError, Scrub, StreamBrokenError, error_event, parse_error
 from pillion.gateway.replies import RawFields, ReplyHead
 from pillion.gateway.tokens import Tokens, Wanted
 from pillion.gateway.tries import NotResident
 
 MAX_ERROR_BODY = 64 * 2**10
-# Their streams end with [DONE]; one that ends without it was cut off, however orderly it looks.
-ENDS_WITH_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
+# How their streams end; one that ends without it was cut off, however orderly it looks.
+ENDS = {"/v1/chat/completions": DONE, "/v1/completions": DONE, "/v1/responses": RESPONSE_DONE}
 
 
 class KeyRefusedError(Exception):
@@ -63,7 +63,7 @@ class Reply(Protocol):
 def read_reply(head: ReplyHead, length: int | None, origin: Origin, limit: int) -> Reply:
     """`length` of the body, where it is known. `limit`: bytes of a JSON document or of one event.
 
-    Raises `NotResident` and `KeyRefusedError` where another replica may do better.
+    Raises `NotResident` and `KeyRefusedError` where another replica may do better, `EngineError` where nothing can be read.
     """
     status, fields = head.status, head.fields
     if status == 503 and _first(fields, b"x-pillion-retry") == b"1":
@@ -75,6 +75,8 @@ def read_reply(head: ReplyHead, length: int | None, origin: Origin, limit: int) 
     if head.kept is None:
         head.kept = _kind(fields), headers.from_engine(fields)
     kind, passed = head.kept
+    if kind == b"encoded":
+        raise EngineError("The engine compressed its answer, which it was told not to do.")
     if kind == b"text/event-stream":
         return _Events(status, passed, origin, limit)
     if kind == b"application/json":
@@ -83,10 +85,10 @@ def read_reply(head: ReplyHead, length: int | None, origin: Origin, limit: int) 
 
 
 def _kind(fields: RawFields) -> bytes:
-    """Of what it is an answer."""
-    if _first(fields, b"content-encoding") not in (b"", b"identity"):
-        return b"encoded"
-    return _first(fields, b"content-type").partition(b";")[0].strip().lower()
+    """Of what it is an answer. `encoded`: in what would have to be read."""
+    kind = _first(fields, b"content-type").partition(b";")[0].strip().lower()
+    plain = _first(fields, b"content-encoding").lower() in (b"", b"identity")
+    return kind if plain or kind not in (b"text/event-stream", b"application/json") else b"encoded"
 
 
 class _Whole(Reply):
@@ -151,8 +153,9 @@ class _Events(Reply):
     def __init__(self, status: int, fields: bytes, origin: Origin, limit: int) -> None:
         self.status = status
         self.fields = fields
-        self._events = EventEcho(origin.echo, origin.scrub, limit, origin.wanted)
-        self._ends_with_done = origin.path in ENDS_WITH_DONE
+        ends = ENDS.get(origin.path)
+        self._events = EventEcho(origin.echo, origin.scrub, limit, origin.wanted, ends or DONE)
+        self._must_end = ends is not None
         self.tokens = self._events.tokens
 
     def feed(self, data: bytes) -> bytes:
@@ -160,8 +163,8 @@ class _Events(Reply):
 
     def end(self) -> bytes:
         rest = self._events.end()
-        if self._ends_with_done and not self._events.done:
-            raise CutShortError("the stream ended without [DONE]")
+        if self._must_end and not self._events.done:
+            raise CutShortError("the stream ended without its last event")
         return rest
 
     def failed(self, error: PillionError) -> bytes | None:

@@ -10,8 +10,10 @@ import msgspec
 from pillion.gateway.faults import EngineError, Scrub
 from pillion.gateway.tokens import Tokens, Wanted
 
-DONE = b"data: [DONE]"
-_BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+# How streams end that are whole, and what of an event says so.
+DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]\s*\Z")
+RESPONSE_DONE = re.compile(DONE.pattern + rb'|"type"\s*:\s*"(?:response\.(?:completed|failed|incomplete)|error)"')
+_BOUNDARY = re.compile(rb"\r\n\r\n|\n\r\n|\r\n\n|\n\n|\r\r")
 _LONGEST_BOUNDARY = 4
 
 
@@ -71,12 +73,20 @@ class EventEcho:
     """The same for server-sent events, however they are cut into packets. Gives out whole events only.
 
     `tokens` is told each usage that comes by; what of it the client did not ask for is taken out. `done` tells
-    whether the last event was `[DONE]`. Raises `EngineError` for an event over `limit` bytes.
+    whether there was what ends a whole stream: `ends` in an event. Raises `EngineError` for an event over `limit` bytes.
     """
 
-    __slots__ = ("_echo", "_limit", "_rest", "_scrub", "_wanted", "done", "tokens")
+    __slots__ = ("_echo", "_ends", "_limit", "_rest", "_scrub", "_wanted", "done", "tokens")
 
-    def __init__(self, echo: Echo, scrub: Scrub, limit: int, wanted: Wanted = Wanted.AS_IT_IS) -> None:
+    def __init__(
+        self,
+        echo: Echo,
+        scrub: Scrub,
+        limit: int,
+        wanted: Wanted = Wanted.AS_IT_IS,
+        ends: re.Pattern[bytes] = DONE,
+    ) -> None:
+        self._ends = ends
         self._echo = echo
         self._scrub = scrub
         self._limit = limit
@@ -115,16 +125,18 @@ class EventEcho:
             return None
         out = self._echo.exact(event)
         if out is not None:
-            self.done = event == b"data: [DONE]\n\n"
+            if event == b"data: [DONE]\n\n" or (self._ends is not DONE and self._ends.search(event)):
+                self.done = True
             out = self.tokens.sift(out, self._wanted)
         return out
 
     def _event(self, event: bytes) -> bytes:
         if (plain := self._plain(event)) is not None:
             return plain
-        self.done = event.strip() == DONE
+        if self._ends.search(event):
+            self.done = True
         if b'"model"' in event or b'"error"' in event:
-            event = b"".join([self._line(line) for line in event.splitlines(keepends=True)])
+            event = b"".join([self._line(line) for line in _lines(event)])
         return self.tokens.sift(event, self._wanted)
 
     def _line(self, line: bytes) -> bytes:
@@ -144,3 +156,19 @@ class EventEcho:
         if not isinstance(document, dict) or not document.get("error"):
             return text
         return msgspec.json.encode(self._scrub.error(500, document).body())
+
+
+def _lines(event: bytes) -> list[bytes]:
+    """Of an event: JSON that is spread over several is one line from here on."""
+    lines = event.splitlines(keepends=True)
+    told = [line for line in lines if line.startswith(b"data:")]
+    if len(told) < 2:
+        return lines
+    text = b" ".join([line[5:].strip() for line in told])
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return lines
+    others = [line for line in lines if not line.startswith(b"data:")]
+    others.insert(lines.index(told[0]), b"data: " + text + told[0][len(told[0].rstrip(b"\r\n")) :])
+    return others

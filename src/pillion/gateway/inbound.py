@@ -377,7 +377,7 @@ class Inbound(asyncio.Protocol):
             self._keep_alive = False
         if chunked:
             framing = b"transfer-encoding: chunked\r\n"
-        elif length is None:
+        elif length is None or status == 204:
             framing = b""
         else:
             framing = b"content-length: %d\r\n" % length

@@ -269,6 +269,8 @@ class InferenceExchange(Exchange, Asker):
         except KeyRefusedError:
             self._part()
             self.refused("the engine does not take the gateway's key")
+        except PillionError as error:
+            self._fail(error)
 
     def came(self, data: bytes) -> None:
         reply = self._reply

@@ -79,6 +79,7 @@ class Outbound(asyncio.Protocol):
         "_head_only",
         "_headers_done",
         "_keep",
+        "_odd",
         "_parser",
         "_pool",
         "_received",
@@ -105,7 +106,7 @@ class Outbound(asyncio.Protocol):
         self._fields: RawFields = []
         self._body: list[bytes] = []
         self._headers_done = self._told = self._complete = self._continue = False
-        self._until_close = self._head_only = self._sending = self._keep = False
+        self._until_close = self._head_only = self._sending = self._keep = self._odd = False
         self._received = 0
         self._fresh = True
 
@@ -195,18 +196,25 @@ class Outbound(asyncio.Protocol):
     def _read(self, asker: Asker, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self._complete:
                 self._lose(f"no valid answer: {error!r}")
                 return
             self._sending = True
+        if self._odd:
+            self._lose("no valid answer: its status or its transfer-encoding is none")
+            return
         if self._continue:
             self._continue = False
             asker.proceed()
-        if not self._headers_done:
+        if self._body or self._complete:
+            self._received = 0
+        else:  # of a head, of extensions of a chunk, of trailers
             self._received += len(data)
             if self._received > MAX_HEAD:
                 self._lose("the answer's headers are too large")
+                return
+        if not self._headers_done:
             return
         if not self._told:
             self._told = True
@@ -232,8 +240,12 @@ class Outbound(asyncio.Protocol):
 
     # What httptools calls: it keeps only what it is told, since errors raised in here would lose their kind
 
+    def on_message_begin(self) -> None:
+        if self._complete:  # what follows the answer is none that was asked for
+            self._sending = True
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._complete:
+        if not self._headers_done:
             self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -243,8 +255,9 @@ class Outbound(asyncio.Protocol):
         if status < 200:
             return
         self._headers_done = True
-        names = {name for name, _ in self._fields}
-        framed = b"content-length" in names or b"transfer-encoding" in names
+        codings = [value.lower() for name, value in self._fields if name == b"transfer-encoding"]
+        framed = bool(codings) or any(name == b"content-length" for name, _ in self._fields)
+        self._odd = status > 599 or codings not in ([], [b"chunked"])
         self._until_close = not framed and status not in (204, 304) and not self._head_only
         # The parser waits for the body that HEAD's answer does not have: this one is not used again.
         if self._head_only:

@@ -62,9 +62,9 @@ class Tokens:
         if b'"usage"' not in event:
             return event
         at = event.rfind(b'"usage"')
-        member = _USAGE.match(event, at)
-        if member is None:
-            return event
+        while (member := _USAGE.match(event, at)) is None:  # it is what somebody says
+            if (at := event.rfind(b'"usage"', 0, at)) < 0:
+                return event
         if member[1] != b"null":
             self._last = member[1]
         if wanted is Wanted.AS_IT_IS or wanted is Wanted.ALWAYS:
