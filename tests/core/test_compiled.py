@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,18 @@ def test_code_of_other_sources_is_left_alone(
 
 def test_all_that_is_compiled_is_there() -> None:
     assert all((compiled.SOURCES / f"{name}.py").is_file() for name in compiled.MODULES)
+
+
+def test_what_does_not_run_here_is_told_and_left_alone(sources: Path) -> None:
+    """Of another machine's libraries, say: a copied environment."""
+    directory = compiled.place()
+    (directory / "pillion").mkdir(parents=True)
+    (directory / f"{compiled.GROUP}__mypyc{compiled.SUFFIX}").write_bytes(b"no library")
+    before = sys.modules.get(f"{compiled.GROUP}__mypyc")
+    try:
+        with pytest.warns(UserWarning, match="runs as Python"):
+            assert compiled.load() is None
+        assert f"{compiled.GROUP}__mypyc" not in sys.modules
+    finally:
+        if before is not None:
+            sys.modules[f"{compiled.GROUP}__mypyc"] = before

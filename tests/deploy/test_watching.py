@@ -91,6 +91,8 @@ def test_every_metric_is_watched_somewhere(exported: dict[str, set[str]]) -> Non
     pages = (metric_pages.gateway(), metric_pages.control(), metric_pages.agent())
     unwatched = {name for page in pages for name in metric_pages.families(page)} - seen
     assert unwatched == {
+        "pillion_gateway_compiled",
+        "pillion_gateway_connections",
         "pillion_gateway_snapshot_version",
         "pillion_control_snapshot_version",
         "pillion_agent_grant_version",

@@ -68,7 +68,7 @@ def test_every_line_ending(end: str) -> None:
         ('data: {"a": 1,\ndata: "model":\ndata: "NAME"}\n\n', 'data: {"a": 1, "model":"ft1:1"}\n\n'),
         (': x\r\nid: 1\r\ndata: {\r\ndata: "model":"NAME"}\r\n\r\n', ': x\r\nid: 1\r\ndata: { "model":"ft1:1"}\r\n\r\n'),
         ("data: no\ndata: \"model\"\n\n", 'data: no\ndata: "model"\n\n'),
-        ('data: {"model":"NAME"}\n\r\ndata: {"model":"NAME"}\r\n\n', 'data: {"model":"ft1:1"}\n\r\ndata: {"model":"ft1:1"}\r\n\n'),
+        ('data: {"model":"NAME"}\n\r\ndata: 1\r\n\n', 'data: {"model":"ft1:1"}\n\r\ndata: 1\r\n\n'),
         (': "model" is a comment\n\n', ': "model" is a comment\n\n'),
         ('data: {"tool_calls":[{"arguments":"{\\"model\\":\\"NAME\\"}"}]}\n\n', None),
         ('data: {"x":{"model":"mine"},"y":[{"model":{"type":"string"}}]}\n\n', None),
@@ -105,7 +105,7 @@ def test_a_client_with_quotes_in_its_model_gets_them_back() -> None:
         ('event: response.completed\ndata: {"type":"response.completed"}\n\n', RESPONSE_DONE, True),
         ('data: {"type":"response.incomplete","response":{}}\n\n', RESPONSE_DONE, True),
         ('data: {"type": "response.failed"}\n\n', RESPONSE_DONE, True),
-        ('data: {"type":"response.output_text.done","text":"\\"type\\":\\"response.completed\\""}\n\n', RESPONSE_DONE, False),
+        ('data: {"type":"response.text.done","text":"\\"type\\":\\"response.completed\\""}\n\n', RESPONSE_DONE, False),
         ("data: [DONE]\n\n", RESPONSE_DONE, True),
     ],
 )  # fmt: skip

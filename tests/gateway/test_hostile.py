@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from pillion.gateway import Limits
 from tests.gateway.conftest import Town
+from tests.gateway.site import Control, chunk, fleet, open_stream, site
 from tests.gateway.test_wire import exchange
-from tests.gateway.world import BASE, make_instance, make_replica
+from tests.gateway.world import BASE, make_instance, make_key, make_replica, make_snapshot
 
 DOCUMENT = b'{"object":"x","model":"served/qwen3-4b","choices":[]}'
 EVENT = b'data: {"model":"served/qwen3-4b","choices":[{"delta":{"content":"a"}}]}\n\n'
@@ -144,3 +149,117 @@ async def test_an_upstream_that_lies(town: Town, name: str) -> None:
         assert status == 200
         assert (len(asked) == before) == again
         assert sum(asked) == before + 1
+
+
+KEY = b"authorization: Bearer %KEY\r\n"
+CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
+KEYS = b"POST /v1/keys HTTP/1.1\r\nhost: x\r\n"
+BODY = b'{"model":"qwen3-4b","messages":[]}'
+LENGTH = b"content-length: %d\r\n\r\n" % len(BODY)
+CHUNKS = b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(BODY), BODY)
+HIDDEN = b"GET /v1/hidden HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
+# What a client sends, and the statuses of the answers until the connection is closed. All but those that end in a fault
+# are followed by a request that is answered 200. No engine and no control ever sees a hidden one.
+REQUESTS: dict[str, tuple[bytes, list[int]]] = {
+    "a stranger's body": (CHAT + LENGTH + BODY, [401, 200]),
+    "a stranger's chunks": (CHAT + CHUNKS + b"0\r\n\r\n", [401, 200]),
+    "a request in a stranger's body": (CHAT + b"content-length: %d\r\n\r\n" % len(HIDDEN) + HIDDEN, [401, 200]),
+    "a request in what needs no body": (
+        b"GET /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(HIDDEN) + HIDDEN, [200, 200],
+    ),
+    "a request in a HEAD": (
+        b"HEAD /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(HIDDEN) + HIDDEN, [200, 200],
+    ),
+    "a request in chunks to control": (
+        KEYS + b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(HIDDEN), HIDDEN), [200, 200],
+    ),
+    "chunks of a HEAD to control": (
+        b"HEAD /v1/x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", [200, 200],
+    ),
+    "framing named as one hop's": (
+        KEYS + b"connection: content-length, transfer-encoding\r\n" + LENGTH + BODY, [200, 200],
+    ),
+    "a coding named as one hop's": (KEYS + b"connection: transfer-encoding\r\n" + CHUNKS + b"0\r\n\r\n", [200, 200]),
+    "another protocol": (
+        b"GET /v1/x HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\n"
+        b"http2-settings: x\r\n\r\n", [200, 200],
+    ),
+    "trailers that were heads": (
+        CHAT + KEY + CHUNKS + b"0\r\nauthorization: x\r\ncontent-length: 99\r\nhost: y\r\n\r\n", [200, 200],
+    ),
+    "a length with an underscore": (CHAT + KEY + b"content_length: 5\r\n" + LENGTH + BODY, [200, 200]),
+    "100 for no body": (CHAT + KEY + b"expect: 100-continue\r\n\r\n", [400, 200]),
+    "100 and the body at once": (CHAT + KEY + b"expect: 100-continue\r\n" + LENGTH + BODY, [200, 200]),
+    "a stranger who waits for 100": (CHAT + b"expect: 100-continue\r\n" + LENGTH, [401]),
+    "a request for 100 to a stranger": (CHAT + b"expect: 100-continue\r\ncontent-length: 9\r\n\r\n" + HIDDEN, [401]),
+    "a fault in the chunks to an engine": (CHAT + KEY + CHUNKS + b"zz\r\n" + HIDDEN, [400]),
+    "a fault in the chunks to control": (KEYS + CHUNKS + b"zz\r\n" + HIDDEN, [400]),
+    "a fault in the chunks of a stranger": (CHAT + CHUNKS + b"zz\r\n" + HIDDEN, [401, 400]),
+    "less than it says": (CHAT + KEY + b"content-length: 99\r\n\r\n" + BODY, [400]),
+    "two in a row, the second by half": (
+        CHAT + KEY + LENGTH + BODY + CHAT + KEY + b"content-length: 99\r\n\r\n" + BODY, [200, 400],
+    ),
+    "chunks that never end": (KEYS + CHUNKS, [400]),
+    "the longest body there is": (CHAT + KEY + b"content-length: 999999999999999999\r\n\r\n", [413]),
+}  # fmt: skip
+NEXT = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_a_client_that_would_confuse(tmp_path: Path, control: Control, name: str) -> None:
+    seen: list[str] = []
+
+    async def public(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        seen.append(request.path)
+        return web.json_response({})
+
+    control.public = public
+    data, statuses = REQUESTS[name]
+    key, entry = make_key()
+    limits = Limits(drain_s=1, body_timeout_s=0.3, linger_s=0.3)
+    async with fleet(1) as (engine,), site(tmp_path, control, limits=limits) as running:
+        await control.publish(make_snapshot(entry, make_instance(1, make_replica("a", url=engine.url))))
+        data = data.replace(b"%KEY", key.encode())
+        got = await exchange(running, data + NEXT * (statuses[-1] == 200))
+        answered = statuses.count(200) - (statuses[-1] == 200)
+        assert len(engine.asked) == (answered if KEY[:9] in data else 0)
+    assert [int(part[:3]) for part in got.split(b"HTTP/1.1 ")[1:] if part[:3] != b"100"] == statuses
+    assert "/v1/hidden" not in seen
+
+
+@pytest.mark.parametrize("close", [b"", b"connection: close\r\n"])
+async def test_a_client_that_takes_nothing_is_given_up(
+    tmp_path: Path, control: Control, close: bytes
+) -> None:
+    """Also when all is written that it is to get: else it would keep that, and its connection, for ever."""
+    left = asyncio.Event()
+
+    async def endless(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await open_stream(request)
+        try:
+            for _ in range(100 if close else 2**62):
+                await response.write(chunk(body["model"], "x" * 50_000))
+            await response.write(b"data: [DONE]\n\n")
+        finally:
+            left.set()
+        return response
+
+    key, entry = make_key()
+    limits = Limits(drain_s=1, stall_s=0.2)
+    async with fleet(1) as (engine,), site(tmp_path, control, limits=limits) as running:
+        engine.behave = endless
+        await control.publish(make_snapshot(entry, make_instance(1, make_replica("a", url=engine.url))))
+        host, port = running.url.removeprefix("http://").split(":")
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, (host, int(port)))
+            body = b'{"model":"%b","messages":[],"stream":true}' % BASE.encode()
+            ask = CHAT + KEY.replace(b"%KEY", key.encode()) + close + b"content-length: %d\r\n\r\n%b"
+            await loop.sock_sendall(sock, ask % (len(body), body))
+            async with asyncio.timeout(20):
+                await left.wait()
+                while await running.metric("pillion_gateway_connections") > 1:
+                    await asyncio.sleep(0.01)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import random
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pillion.core.usage import LOST, Incident, Used
+from pillion.core.usage import LOST, Incident, Mark, Report, Used
 from pillion.gateway import spool as module
+from pillion.gateway.reports import Reports
 from pillion.gateway.spool import Spool, SpoolBusyError, SpoolFullError, own_and_orphans
 
 MAX = 2**20
@@ -199,3 +202,165 @@ def test_a_log_that_was_removed_never_begins_anew(tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     with pytest.raises(SpoolBusyError):
         Spool(tmp_path / "a", MAX, make=False)
+
+
+class Books:
+    """Control's side of one spool, as `control.usage.take` keeps it. `told`: names, `missing`: sequences passed over."""
+
+    def __init__(self) -> None:
+        self.mark = 0
+        self.told: list[str] = []
+        self.missing: list[int] = []
+
+    async def report(self, report: Report) -> Mark:
+        if report.oldest > self.mark + 1:
+            self.missing += range(self.mark + 1, report.oldest)
+            self.mark = report.oldest - 1
+        for told in report.told:
+            if told.seq == self.mark + 1 and isinstance(told, Used):
+                self.mark = told.seq
+                self.told.append(f"{told.request_id} {told.status}")
+        return Mark(self.mark)
+
+    async def demand(self, demand: object) -> None:
+        raise NotImplementedError
+
+
+async def reported(spool: Spool, books: Books) -> int:
+    """Places that were damaged, once all is told."""
+    reports = Reports(books, spool, [], lambda: 0.0, random.random)  # type: ignore[arg-type]
+    await reports.flush()
+    return reports.damaged
+
+
+def written(directory: Path, count: int) -> list[tuple[int, int]]:
+    """A log of so many requests, `r1` and so on, in one segment; from where to where each one's end goes."""
+    spool, places = Spool(directory, MAX), []
+    (path,) = directory.glob("*.log")
+    for number in range(1, count + 1):
+        opened = spool.open(used(f"r{number}"))
+        start = len(path.read_bytes().rstrip(b"\0"))
+        spool.tell(used(f"r{number}", "200"), opened)
+        places.append((start, len(path.read_bytes().rstrip(b"\0"))))
+    spool.close()
+    return places
+
+
+@pytest.mark.parametrize("known", [0, 3, 5, 10])
+async def test_damage_in_the_middle_costs_what_is_in_it_and_is_told(tmp_path: Path, known: int) -> None:
+    """Also where control has all of it already: then nothing is told anew, and nothing new is taken for it."""
+    places = written(tmp_path / "s", 10)
+    books = Books()
+    (path,) = (tmp_path / "s").glob("*.log")
+    whole = path.read_bytes()
+    if known:
+        books.mark = known
+    for at in {places[4][0], places[4][0] + 6, places[4][0] + 20, places[4][1] - 1}:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        for old in (tmp_path / "s").glob("*.log"):
+            if old != path:
+                old.unlink()
+        books.mark, books.told, books.missing = known, [], []
+        spool = Spool(tmp_path / "s", MAX)
+        spool.tell(used("new", "200"), spool.open(used("new")))
+        synced(spool)
+        assert await reported(spool, books) == 1
+        assert books.told == [
+            *(f"r{n} 200" for n in range(known + 1, 11) if n != 5),
+            "r5 lost",
+            "new 200",
+        ]
+        assert books.missing == ([5] if known < 5 else [])
+        spool.close()
+
+
+async def test_every_byte_of_it_may_be_damaged(tmp_path: Path) -> None:
+    written(tmp_path / "s", 3)
+    (path,) = (tmp_path / "s").glob("*.log")
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for old in (tmp_path / "s").glob("*.log"):
+            old.unlink()
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x01]) + whole[at + 1 :])
+        spool, books = Spool(tmp_path / "s", MAX), Books()
+        spool.tell(used("new", "200"), spool.open(used("new")))
+        synced(spool)
+        await reported(spool, books)
+        assert books.told[-1] == "new 200"
+        assert len([name for name in books.told if name.endswith("200")]) >= 3
+        assert len(books.told) == len(set(books.told))
+        spool.close()
+
+
+async def test_an_orphan_that_is_an_older_copy_is_told_before_it_goes(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "s", MAX)
+    spool.open(used("was open"))
+    spool.close()
+    own, (orphan,) = Spool(tmp_path / "own", MAX), [Spool(tmp_path / "s", MAX)]
+    books = Books()
+    books.mark = 5
+    await Reports(books, own, [orphan], lambda: 0.0, random.random)._flush(orphan)  # type: ignore[arg-type]
+    assert books.told == ["was open lost"]
+
+
+@pytest.mark.parametrize("lag", [1, 4, 10])
+async def test_an_older_copy_of_a_log_hides_nothing_new(tmp_path: Path, lag: int) -> None:
+    """A disk that was restored: the sequences that it would give next are known to control as others."""
+    written(tmp_path / "s", 5)
+    books = Books()
+    books.mark = 5 + lag
+    spool = Spool(tmp_path / "s", MAX)
+    names = [f"n{number}" for number in range(6)]
+    for name in names[:3]:
+        spool.tell(used(name, "200"), spool.open(used(name)))
+    assert await reported(spool, books) == 1
+    for name in names[3:]:
+        spool.tell(used(name, "200"), spool.open(used(name)))
+    synced(spool)
+    spool.close()
+    spool = Spool(tmp_path / "s", MAX)
+    assert await reported(spool, books) == 0
+    assert sorted(books.told) == [f"{name} 200" for name in names]
+
+
+def test_a_full_disk_refuses_admissions_and_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 400)
+    spool = Spool(tmp_path / "s", MAX)
+    spool.tell(used("before", "200"), spool.open(used("before")))
+    open_still = spool.open(used("open still"))
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match="no space"):
+            [spool.open(used("filler")) for _ in range(10)]
+        files = len(os.listdir("/proc/self/fd"))
+        for _ in range(50):
+            with pytest.raises(OSError, match="no space"):
+                spool.open(used("refused"))
+        with pytest.raises(OSError, match="no space"):
+            spool.tell(used("open still", "200"), open_still)
+        assert len(os.listdir("/proc/self/fd")) == files
+        synced(spool)
+        assert names(spool) == [(1, "before", "200")]
+    spool.tell(used("after", "200"), spool.open(used("after")))
+    synced(spool)
+    assert names(spool) == [(1, "before", "200"), (2, "after", "200")]
+    spool.close()
+    again = Spool(tmp_path / "s", MAX)
+    told = [(name, status) for _, name, status in names(again)]
+    assert told[:2] == [("before", "200"), ("after", "200")]
+    assert ("open still", LOST) in told
+    assert "refused" not in dict(told)
+
+
+def test_what_is_no_log_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / ".a file").write_text("x")
+    (tmp_path / "a directory").mkdir()
+    spool, orphans = own_and_orphans(tmp_path, MAX)
+    assert orphans == []
+    assert {path.name for path in tmp_path.iterdir()} == {".a file", "a directory", spool.id}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pillion.gateway.wire import Heads, Malformed, Reader
 from tests.gateway.conftest import Town
-from tests.gateway.site import Engine
+from tests.gateway.site import Engine, Site
 from tests.gateway.world import BASE
 
 LIMIT = 2048
@@ -263,8 +263,8 @@ def _by_llhttp(data: bytes) -> list[tuple[str, bytes]]:
     return sink.found
 
 
-async def exchange(town: Town, data: bytes) -> bytes:
-    host, port = town.site.url.removeprefix("http://").split(":")
+async def exchange(site: Site, data: bytes) -> bytes:
+    host, port = site.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(data)
     try:
@@ -280,7 +280,7 @@ async def test_on_the_wire_an_attack_is_answered_once_and_the_connection_closed(
     town: Town, attack: str
 ) -> None:
     follow_up = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
-    answer = await exchange(town, ATTACKS[attack] + follow_up)
+    answer = await exchange(town.site, ATTACKS[attack] + follow_up)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1 ") == 1
 
@@ -298,7 +298,7 @@ async def test_what_goes_to_an_engine_is_one_request(town: Town) -> None:
         + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\nx-t: 1\r\n\r\n"
         % (len(body), body)
     )
-    answer = await exchange(town, chunked + inner)
+    answer = await exchange(town.site, chunked + inner)
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.count(b"HTTP/1.1 ") == 1
     assert paths(town.a) == ["/v1/chat/completions"]
@@ -312,7 +312,7 @@ def paths(engine: Engine) -> list[str]:
 async def test_pipelined_requests_are_answered_in_order(town: Town) -> None:
     ask = b"GET /v1/models/m%d HTTP/1.1\r\nhost: x\r\nx-request-id: r%d\r\nauthorization: Bearer %b\r\n%b\r\n"
     data = b"".join(ask % (n, n, town.key.encode(), b"connection: close\r\n" * (n == 9)) for n in range(10))
-    answer = await exchange(town, data)
+    answer = await exchange(town.site, data)
     assert [line[-2:] for line in answer.split(b"\r\n") if line.startswith(b"x-request-id")] == [
         b"r%d" % n for n in range(10)
     ]
@@ -321,7 +321,7 @@ async def test_pipelined_requests_are_answered_in_order(town: Town) -> None:
 async def test_http_1_0_gets_no_chunks(town: Town) -> None:
     body = b'{"model":"%s","messages":[],"stream":true}' % BASE.encode()
     head = b"POST /v1/chat/completions HTTP/1.0\r\nauthorization: Bearer %b\r\ncontent-length: %d\r\n\r\n"
-    answer = await exchange(town, head % (town.key.encode(), len(body)) + body)
+    answer = await exchange(town.site, head % (town.key.encode(), len(body)) + body)
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"chunked" not in answer
     assert answer.endswith(b"\n\ndata: [DONE]\n\n")

@@ -2,7 +2,6 @@
 
 from pillion.core import compiled
 
-COMPILED = compiled.found()
+COMPILED = compiled.load()
 if COMPILED is not None:
     __path__.insert(0, str(COMPILED / "core"))
-    compiled.use(COMPILED)

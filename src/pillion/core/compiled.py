@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 
 # All that a request runs through. What is not in here runs once in a while, or is mostly waiting.
@@ -59,7 +60,21 @@ def found() -> Path | None:
     return directory if directory.is_dir() else None
 
 
-def use(directory: Path) -> None:
+def load() -> Path | None:
+    """What was `found`, in use; None also where it does not run here, of which a warning tells."""
+    directory = found()
+    if directory is None:
+        return None
+    try:
+        _use(directory)
+    except ImportError as error:
+        sys.modules.pop(f"{GROUP}__mypyc", None)
+        warnings.warn(f"the gateway runs as Python, its machine code not at all: {error}", stacklevel=2)
+        return None
+    return directory
+
+
+def _use(directory: Path) -> None:
     """Loads what all compiled modules share; they themselves are found below `directory` when they are imported."""
     name = f"{GROUP}__mypyc"
     spec = importlib.util.spec_from_file_location(name, directory.parent / f"{name}{SUFFIX}")

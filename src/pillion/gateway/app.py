@@ -90,6 +90,7 @@ class Gateway(House):
         self.heads = Heads()
         self.timer = timer
         self.draining = False
+        metrics.connections = lambda: len(self._connections)
 
     # What connections ask for
 

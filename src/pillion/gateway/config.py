@@ -19,7 +19,8 @@ class Limits:
     """Bytes and seconds that one client may take. An inference answer as a whole takes as long as it takes.
 
     `linger_s`: how long the rest of a body is still read, and thrown away, after its request was refused: a
-    connection closed at once would often take the refusal with it. `quarantine_s`: how long an adapter is refused
+    connection closed at once would often take the refusal with it. `stall_s`: how long a client may take nothing of what
+    it is sent. `quarantine_s`: how long an adapter is refused
     after two replicas died holding a request for it. `spool_bytes`: how much usage is kept while control is away;
     beyond it requests are refused. `cold_wait_s`: how long a request waits for an adapter to be loaded. `silent_s`: after
     so long without a byte for a request its engine is asked for its health, `probe_s`: and left if it says nothing for that.
@@ -31,6 +32,7 @@ class Limits:
     header_timeout_s: float = 15.0
     body_timeout_s: float = 120.0
     linger_s: float = 30.0
+    stall_s: float = 120.0
     keep_alive_s: int = 75
     connect_timeout_s: float = 3.0
     drain_s: float = 30.0

@@ -12,7 +12,9 @@ from pillion.gateway.tokens import Tokens, Wanted
 
 # How streams end that are whole, and what of an event says so.
 DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]\s*\Z")
-RESPONSE_DONE = re.compile(DONE.pattern + rb'|"type"\s*:\s*"(?:response\.(?:completed|failed|incomplete)|error)"')
+RESPONSE_DONE = re.compile(
+    DONE.pattern + rb'|"type"\s*:\s*"(?:response\.(?:completed|failed|incomplete)|error)"'
+)
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\r\n|\r\n\n|\n\n|\r\r")
 _LONGEST_BOUNDARY = 4
 

@@ -101,7 +101,9 @@ class Inbound(asyncio.Protocol):
         "_paused",
         "_reader",
         "_status",
+        "_taken_at",
         "_transport",
+        "_unsent",
         "peer",
         "request_id",
     )
@@ -120,6 +122,7 @@ class Inbound(asyncio.Protocol):
         self._deadline = 0.0
         self._advancing = self._chunked = self._closing = self._lingering = self._paused = False
         self._expect = self._keep_alive = False
+        self._unsent, self._taken_at = 0, 0.0
         self.request_id = ""
         self.peer = "unknown"
 
@@ -267,6 +270,9 @@ class Inbound(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Closes what has been slow for too long. `now` as the loop's time."""
+        if self._stalled(now):
+            self.abort()
+            return
         if now < self._deadline or self._transport.is_closing():
             return
         limits = self._house.limits
@@ -279,6 +285,14 @@ class Inbound(asyncio.Protocol):
             exchange, self._exchange = self._exchange, None
             _leave(exchange)
             self.fail(InvalidRequestError(f"The body did not come within {limits.body_timeout_s:g} s."))
+
+    def _stalled(self, now: float) -> bool:
+        """Whether nothing has been taken for too long of what waits to go out, an end included."""
+        unsent = self._transport.get_write_buffer_size()
+        if not unsent or unsent != self._unsent:
+            self._unsent, self._taken_at = unsent, now
+            return False
+        return bool(now >= self._taken_at + self._house.limits.stall_s)
 
     def drain(self) -> None:
         """Finishes what is in flight and closes."""

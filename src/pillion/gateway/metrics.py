@@ -19,6 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from pillion.core import COMPILED
 from pillion.core.snapshot import Adapter
 from pillion.gateway.knowledge import Knowledge
 
@@ -50,6 +51,9 @@ class Metrics(Collector):
         self._usage_behind, self._limits_open = usage_behind, limits_open
         self.page: Callable[[bytes], bytes] = lambda own: own
         self.waiting: Callable[[], int] = lambda: 0
+        self.connections: Callable[[], int] = lambda: 0
+        self.usage_damaged: Callable[[], int] = lambda: 0
+        self.usage_failed: Callable[[], int] = lambda: 0
         self._held_back: Counter[str] = Counter()
         self._requests: dict[tuple[str, int], int] = {}
         self._in_flight: dict[str, int] = {}
@@ -136,6 +140,12 @@ class Metrics(Collector):
         for kind, count in self._in_flight.items():
             flying.add_metric([kind], count)
         yield flying
+        yield GaugeMetricFamily(
+            "pillion_gateway_connections", "Connections of clients", value=self.connections()
+        )
+        yield GaugeMetricFamily(
+            "pillion_gateway_compiled", "1 where it runs as machine code", value=float(COMPILED is not None)
+        )
         retries = (((reason,), count) for reason, count in self._retries.items())
         yield _counter("pillion_gateway_retries", "Requests sent to another replica", ("reason",), retries)
         failures = (((reason,), count) for reason, count in self._failures.items())
@@ -164,6 +174,17 @@ class Metrics(Collector):
             "pillion_gateway_usage_behind",
             "Usage events that control does not have yet",
             value=self._usage_behind(),
+        )
+        yield GaugeMetricFamily(
+            "pillion_gateway_usage_damaged",
+            "Places in logs of usage that could not be read since this process began",
+            value=self.usage_damaged(),
+        )
+        yield _counter(
+            "pillion_gateway_usage_failed",
+            "Usage events that could not be written, and are told as lost by the next process",
+            (),
+            [((), self.usage_failed())],
         )
         yield GaugeMetricFamily(
             "pillion_gateway_limits_open",

@@ -201,21 +201,21 @@ class Outbound(asyncio.Protocol):
                 self._lose(f"no valid answer: {error!r}")
                 return
             self._sending = True
-        if self._odd:
-            self._lose("no valid answer: its status or its transfer-encoding is none")
-            return
-        if self._continue:
-            self._continue = False
-            asker.proceed()
         if self._body or self._complete:
             self._received = 0
         else:  # of a head, of extensions of a chunk, of trailers
             self._received += len(data)
-            if self._received > MAX_HEAD:
-                self._lose("the answer's headers are too large")
-                return
-        if not self._headers_done:
+        if self._odd or self._received > MAX_HEAD:
+            self._lose("no valid answer: its status, its transfer-encoding, or the size of its headers")
             return
+        if self._continue:
+            self._continue = False
+            asker.proceed()
+        if self._headers_done:
+            self._pass_on(asker)
+
+    def _pass_on(self, asker: Asker) -> None:
+        """What was read."""
         if not self._told:
             self._told = True
             asker.began(ReplyHead(self._parser.get_status_code(), self._fields), length_of(self._fields))

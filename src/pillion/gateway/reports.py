@@ -95,6 +95,7 @@ class Reports:
         self._marks: dict[str, int] = {}
         self._more = asyncio.Event()
         self.untold_since: float | None = None
+        self.damaged = sum(spool.damaged for spool in (own, *orphans))
 
     def told(self) -> None:
         self._more.set()
@@ -134,8 +135,13 @@ class Reports:
     async def _flush(self, spool: Spool) -> None:
         while (mark := self._marks.get(spool.id)) is None or (told := spool.after(mark, BATCH)):
             # The first time control is only asked how far it is.
-            batch = () if mark is None else tuple(told)
-            has = (await self._ledger.report(Report(spool.id, spool.oldest, batch))).mark
+            batch, oldest = () if mark is None else tuple(told), spool.oldest
+            if mark is not None and batch[0].seq > mark + 1:  # the log was damaged there
+                log.error("usage missing", spool=spool.id, first=mark + 1, last=batch[0].seq - 1)
+                oldest = batch[0].seq
+            has = (await self._ledger.report(Report(spool.id, oldest, batch))).mark
+            if mark is None and spool.overtake(has):
+                self.damaged += 1
             self._marks[spool.id] = has
             spool.taken(has)
 

@@ -17,6 +17,7 @@ import aiohttp
 import structlog
 import uvloop
 
+from pillion.core import COMPILED
 from pillion.gateway.app import Gateway
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance, RetryBudget
@@ -81,7 +82,7 @@ async def serve(
         async with _gateway(config, clock) as (app, pool):
             server = await loop.create_server(lambda: Inbound(app, loop), sock=listener, backlog=2048)
             sweeping = _for_good(lambda: _sweep(app, config.limits))
-            log.info("gateway listens", host=host, port=port)
+            log.info("gateway listens", host=host, port=port, compiled=COMPILED is not None)
             started(host, port)
             await stop.wait()
             server.close()
@@ -125,7 +126,8 @@ def _for_good(run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
 async def _sweep(app: Gateway, limits: Limits) -> None:
     """Looks for what is too slow, often enough for the shortest limit."""
     loop = asyncio.get_running_loop()
-    shortest = min(limits.header_timeout_s, limits.body_timeout_s, limits.linger_s, limits.keep_alive_s)
+    waits = (limits.header_timeout_s, limits.body_timeout_s, limits.linger_s, limits.stall_s)
+    shortest = min(*waits, limits.keep_alive_s)
     while True:
         await asyncio.sleep(min(1.0, shortest / 4))
         app.sweep(loop.time())
@@ -155,6 +157,8 @@ async def _gateway(config: GatewayConfig, clock: Callable[[], float]) -> AsyncIt
         metrics = Metrics(knowledge, lambda: reports.behind, lambda: sharing.open)
         fair = Fair(config.tiers, config.turns, clock, metrics.held_back)
         metrics.waiting = lambda: fair.waiting
+        metrics.usage_damaged = lambda: reports.damaged
+        metrics.usage_failed = lambda: meter.failed
         if config.metrics_dir is not None:
             siblings = Siblings(config.metrics_dir, config.state_dir.name, clock)
             metrics.page = siblings.page

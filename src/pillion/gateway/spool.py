@@ -1,6 +1,9 @@
 """Usage on disk until control has it: one append-only log per gateway process, in segments.
 
-A record is `length, crc32, payload` (payload: msgpack). An admission opens a request under a number of this log; what is
+A record is `length, crc32, payload` (payload: msgpack). What cannot be read, and is not the end of it all, is passed over
+to the next record that can: its sequences are missing from then on, of which control is told.
+
+An admission opens a request under a number of this log; what is
 told closes it and has a sequence of its own. Sequences are given in the order of completion, so that what control
 has is one number. What was open when a process died is told as lost by the next that opens the log.
 """
@@ -19,9 +22,12 @@ from itertools import islice
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from pillion.core.usage import Told, Used
 from pillion.gateway.records import Begun, Closed, Known, Opened, Record, decode
+
+log = structlog.get_logger(__name__)
 
 SEGMENT_BYTES = 8 * 2**20
 MAX_RECORD = 2**16
@@ -75,6 +81,7 @@ class Spool:
 
     def __init__(self, directory: Path, max_bytes: int, *, make: bool = True) -> None:
         self.directory = directory
+        self.damaged = 0  # places that could not be read
         self.id = directory.name
         self._max_bytes = max_bytes
         self._lock = _locked(directory, make)
@@ -87,6 +94,7 @@ class Spool:
         self._synced = 0
         self._at_hand: deque[Told] = deque(maxlen=AT_HAND)
         self._read: tuple[_Segment | None, int, int] = (None, 0, 0)
+        self._fresh = 0
         self._recover()
 
     @property
@@ -136,16 +144,34 @@ class Spool:
             return self._from_files(seq, limit)
         return [told for told in islice(self._at_hand, limit) if told.seq <= self._synced]
 
+    def overtake(self, mark: int) -> bool:
+        """Whether control has more than was told before this process: the log is an older copy, or its end was damaged.
+        What this process told would be taken for what control has: it is told once more. Raises `OSError`.
+        """
+        if mark < self._fresh:
+            return False
+        log.error("log of usage behind control", spool=self.id, first=self._fresh, control=mark)
+        self._sync()
+        again = [told for told in self.after(self._fresh - 1, self._seq) if told.seq <= mark]
+        self._seq = max(self._seq, mark + 1)
+        self._at_hand.clear()
+        for told in again:
+            self.tell(told)
+        self._sync()
+        return True
+
     def _from_files(self, seq: int, limit: int) -> list[Told]:
+        """Without a gap: where sequences are missing, it ends before or begins after it."""
         found: list[Told] = []
         for segment in self._segments:
             if segment.last <= seq:
                 continue
             at = self._read[1] if self._read[0] is segment and self._read[2] <= seq else 0
-            for record, end in _records(segment.path, segment.size, at):
+            for record, _, end in _records(segment.path, segment.size, at):
                 if not isinstance(record, Closed) or record.told.seq <= seq:
                     continue
-                if record.told.seq > self._synced or len(found) >= limit:
+                told = record.told.seq
+                if told > self._synced or len(found) >= limit or (found and told != found[-1].seq + 1):
                     return found
                 found.append(record.told)
                 self._read = (segment, end, record.told.seq)
@@ -202,6 +228,9 @@ class Spool:
     def _rotate(self) -> _Segment:
         """A new segment, whose room is taken from the disk at once: a page that finds none would end the process."""
         self._finish()
+        if self._file >= 0:  # of one that found no room
+            os.close(self._file)
+            self._file = -1
         index = int(self._segments[-1].path.stem) + 1 if self._segments else 1
         segment = _Segment(self.directory / f"{index:08}.log")
         self._file = os.open(segment.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -224,49 +253,68 @@ class Spool:
         self._pages = None
         os.ftruncate(self._file, self._segments[-1].size)
         os.close(self._file)
+        self._file = -1
 
     def _recover(self) -> None:
         """Reads what is there, cuts off a torn end, and tells what was open as lost."""
         lost: dict[int, Used] = {}
         first: int | None = None
-        for path in sorted(self.directory.glob("*.log")):
+        paths = sorted(self.directory.glob("*.log"))
+        for path in paths:
             segment = _Segment(path)
             self._segments.append(segment)
-            for record, end in _records(path, path.stat().st_size):
+            for record, start, end in _records(path, path.stat().st_size):
+                if start > segment.size:
+                    self._damage(path, segment.size, start)
                 segment.size = end
-                if isinstance(record, Begun):
-                    self._seq, self._number = max(self._seq, record.seq), max(self._number, record.number)
-                    first = record.seq if first is None else first
-                elif isinstance(record, Opened):
-                    lost[record.number] = record.lost
-                    self._owners[record.number] = segment
-                    segment.open += 1
-                    self._number = max(self._number, record.number + 1)
-                elif isinstance(record, Known) and record.number in lost:
-                    lost[record.number] = msgspec.structs.replace(
-                        lost[record.number],
-                        prompt_tokens=record.prompt_tokens,
-                        cached_tokens=record.cached_tokens,
-                        completion_tokens=record.completion_tokens,
-                    )
-                elif isinstance(record, Closed):
-                    lost.pop(record.number, None)
-                    segment.last = self._seq = record.told.seq
-                    self._seq += 1
-                    if (owner := self._owners.pop(record.number, None)) is not None:
-                        owner.open -= 1
+                if first is None and isinstance(record, Begun | Closed):
+                    first = record.seq if isinstance(record, Begun) else record.told.seq
+                self._recall(record, segment, lost)
+            if path != paths[-1] and _rest(path, segment.size):
+                self._damage(path, segment.size, path.stat().st_size)
             # What control is told must be here after any end of the machine, or sequences would be given again.
             with path.open("rb+") as file:
                 file.truncate(segment.size)
                 os.fsync(file.fileno())
             self._bytes += segment.size
         self._oldest = self._seq if first is None else first
+        self._fresh = self._seq
         self._rotate()
         for number, used in lost.items():
             self.tell(used, number)
+        self._sync()
+
+    def _recall(self, record: Record, segment: _Segment, lost: dict[int, Used]) -> None:
+        """One that is there. `lost`: what is open after it."""
+        if isinstance(record, Begun):
+            self._seq, self._number = max(self._seq, record.seq), max(self._number, record.number)
+        elif isinstance(record, Opened):
+            lost[record.number] = record.lost
+            self._owners[record.number] = segment
+            segment.open += 1
+            self._number = max(self._number, record.number + 1)
+        elif isinstance(record, Known) and record.number in lost:
+            lost[record.number] = msgspec.structs.replace(
+                lost[record.number],
+                prompt_tokens=record.prompt_tokens,
+                cached_tokens=record.cached_tokens,
+                completion_tokens=record.completion_tokens,
+            )
+        elif isinstance(record, Closed):
+            lost.pop(record.number, None)
+            segment.last = self._seq = record.told.seq
+            self._seq += 1
+            if (owner := self._owners.pop(record.number, None)) is not None:
+                owner.open -= 1
+
+    def _sync(self) -> None:
         done = self.syncing()
         done.run()
         self.synced(done)
+
+    def _damage(self, path: Path, start: int, end: int) -> None:
+        self.damaged += 1
+        log.error("log of usage damaged: what is in there is lost", path=str(path), start=start, end=end)
 
 
 def own_and_orphans(root: Path, max_bytes: int) -> tuple[Spool, list[Spool]]:
@@ -278,6 +326,8 @@ def own_and_orphans(root: Path, max_bytes: int) -> tuple[Spool, list[Spool]]:
             free.append(Spool(path, max_bytes, make=False))
         except SpoolBusyError:
             continue
+        except (NotADirectoryError, PermissionError) as error:
+            log.error("no log of usage", path=str(path), error=str(error))
     if not free:
         return Spool(root / f"spool_{secrets.token_hex(8)}", max_bytes), []
     return free[0], free[1:]
@@ -303,16 +353,52 @@ def _locked(directory: Path, make: bool) -> int:
     return lock
 
 
-def _records(path: Path, until: int, at: int = 0) -> Iterator[tuple[Record, int]]:
-    """Each whole record from `at` to `until`, and where it ends. Stops at what is none."""
+def _records(path: Path, until: int, at: int = 0) -> Iterator[tuple[Record, int, int]]:
+    """Each record from `at` to `until`, and from where to where it goes. What is none is passed over."""
+    with path.open("rb") as file:
+        while at + _FRAME.size <= until:
+            file.seek(at)
+            head = file.read(_FRAME.size)
+            size, _ = _FRAME.unpack(head)
+            record, end = _read(head + file.read(min(size, MAX_RECORD)), 0, until - at)
+            if record is None:
+                found = _next(_rest(path, at)[: until - at])
+                if found is None:
+                    return
+                at += found
+                continue
+            yield record, at, at + end
+            at += end
+
+
+def _read(data: bytes, at: int, until: int) -> tuple[Record | None, int]:
+    """The record that begins at `at`, if there is one, and where it ends."""
+    if at + _FRAME.size > until:
+        return None, at
+    size, crc = _FRAME.unpack_from(data, at)
+    end = at + _FRAME.size + size
+    if (
+        not 0 < size <= MAX_RECORD
+        or end > min(until, len(data))
+        or zlib.crc32(data[at + _FRAME.size : end]) != crc
+    ):
+        return None, at
+    try:
+        return decode(data[at + _FRAME.size : end]), end
+    except msgspec.MsgspecError:
+        return None, at
+
+
+def _rest(path: Path, at: int) -> bytes:
+    """What is behind `at`, without the zeros that a segment ends with before it is full."""
     with path.open("rb") as file:
         file.seek(at)
-        while at + _FRAME.size <= until:
-            size, crc = _FRAME.unpack(file.read(_FRAME.size))
-            if not 0 < size <= MAX_RECORD or at + _FRAME.size + size > until:
-                return
-            payload = file.read(size)
-            if zlib.crc32(payload) != crc:
-                return
-            at += _FRAME.size + size
-            yield decode(payload), at
+        return file.read().rstrip(b"\0")
+
+
+def _next(data: bytes) -> int | None:
+    """Where the first record behind the first byte begins."""
+    for at in range(1, len(data)):
+        if _read(data, at, len(data))[0] is not None:
+            return at
+    return None
