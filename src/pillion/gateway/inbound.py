@@ -374,10 +374,14 @@ class Inbound(asyncio.Protocol):
         except PillionError as error:
             self.fail(error)
             return
-        if self._head is head:
+        if self._has(head):
             self._exchange = exchange
             if exchange is not None and bodiless:
                 exchange.body_end()
+
+    def _has(self, head: Head) -> bool:
+        """Whether this is not answered yet. Apart, because a type checker, and so a compiler, takes it for granted above."""
+        return self._head is head
 
     def taken(self, kind: str) -> None:
         """The house says what kind of request this is."""
