@@ -228,7 +228,10 @@ class Site(Lives):
             self.hidden.rename(self.artifacts)
 
     async def pass_time(self, seconds: float) -> None:
-        """What has nothing left but a time to live that ends meanwhile is served to nobody from then on."""
+        """What has nothing left but a time to live that ends meanwhile is served to nobody from then on.
+
+        But where control died before it had said so, and nobody heard of it.
+        """
         rows = await self.books.snapshot_rows()
         then = self.clock() + seconds - SKEW_S
         for found in rows.adapters:
@@ -238,9 +241,15 @@ class Site(Lives):
                 if a.adapter_row_id == found.adapter.row_id and a.state != "detaching"
             ]
             ends = [a.expires_at for a in here if a.expires_at is not None]
-            if here and len(ends) == len(here) and max(ends) < then:
+            if here and len(ends) == len(here) and max(ends) < then and self._told(found.adapter, max(ends)):
                 self.expired[found.adapter.id] = max(ends)
         self.clock.ahead += seconds
+
+    def _told(self, adapter: Adapter, end: float) -> bool:
+        """Whether the gateway knows of its end, or is to be told."""
+        route = self.gateway.route(adapter.account_id, f"{BASE}:{adapter.name}")
+        known = None if route is None or route.adapter is None else route.adapter.expires_at
+        return route is None or self.control_is_up or (known is not None and known <= end)
 
     # Traffic.
 

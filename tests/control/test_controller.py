@@ -15,6 +15,7 @@ from pillion.control.groups import BACKOFF_MAX_S, STEADY_S
 from pillion.control.instances import Launch
 from pillion.control.keys import Principal
 from pillion.control.loads import Load
+from pillion.core import snapshot as wire
 from pillion.core.errors import (
     AdapterInUseError,
     AlreadyAttachedError,
@@ -535,6 +536,24 @@ class TestLoads:
         wanted = await adapters.events_of(control, who, adapter.id)
         kinds = [e.kind for e in (await events.listing(control, who, wanted, None, 100)).data]
         assert kinds[-2:] == ["attachment_expired", "detached"]
+
+    async def test_gateways_know_of_its_end_before_the_load_is_answered(
+        self, world: World, control: Control, who: Principal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Control may be away when its time is over."""
+        _, adapter = await world.launched(control, who), await world.adapter(control, who)
+        told: list[float | None] = []
+
+        async def acknowledged(version: int, timeout: float = 0.0) -> list[str]:
+            known = wire.decode(await control.publisher.after(0, 0) or b"")
+            told.extend(row.expires_at for row in known.adapters)
+            return ["deaf"]
+
+        monkeypatch.setattr(control.gateways, "acknowledged", acknowledged)
+        page, _ = await loads.load(control, who, adapter.id, Load(ttl_seconds=100, wait=False))
+        [view] = page.data
+        assert view.unacknowledged == ["deaf"]
+        assert told[-1] == view.expires_at is not None
 
     async def test_a_load_again_gives_it_more_time(
         self, world: World, control: Control, who: Principal

@@ -38,7 +38,10 @@ class Load:
 
 
 async def load(control: Control, who: Principal, ref: str, wish: Load) -> tuple[Page[AttachmentView], bool]:
-    """The attachments, and whether all of them are ready. All backends take it, or none does."""
+    """The attachments, and whether all of them are ready. All backends take it, or none does.
+
+    Where its time is to end gateways know that before this answers: control may be away by then.
+    """
     async with control.db.transaction() as tx:
         adapter = await lookup.adapter(tx, who, ref)
         version = await lookup.live_version(tx, adapter)
@@ -48,9 +51,10 @@ async def load(control: Control, who: Principal, ref: str, wish: Load) -> tuple[
         await tx.everyone.lock_instances(backend.id for backend in backends)
         rows = [await _hold(control, tx, who, adapter, backend, wish) for backend in backends]
     control.changes.notify()
+    behind = [] if wish.ttl_seconds is None else await control.controller.published()
     if wish.wait:
         rows = await _until_settled(control, who, [row.id for row in rows])
-    page = Page([lookup.attachment_view(row, adapter) for row in rows])
+    page = Page([lookup.attachment_view(row, adapter, behind) for row in rows])
     return page, wish.wait and len(rows) == len(backends) and all(row.state == "ready" for row in rows)
 
 
