@@ -52,8 +52,8 @@ class World:
             1,
             ModelSpec("tiny", f"path:{models / 'base'}"),
             "vllm",
-            LoraSpec(enabled=True, max_adapters=3, max_rank=16, on_demand=True),
-            engine_options={"threads": 2, "max_num_seqs": 16},
+            LoraSpec(enabled=True, max_adapters=3, max_rank=16, max_active=2, on_demand=True),
+            engine_options={"threads": 2, "max_num_seqs": 16, "dtype": "float32"},
         )
         directory = self.data_dir / "replicas" / "r1-local-abcdef"
         self.spec = ReplicaSpec(

@@ -37,7 +37,7 @@ class VllmGate:
 
     def _build(self, state: Any) -> Gate:
         lora = state.engine_client.vllm_config.lora_config
-        held = min(lora.max_loras, lora.max_cpu_loras) if lora is not None else 0
+        held = lora.max_cpu_loras if lora is not None else 0
         return Gate(
             self._app,
             VllmPort(state),
