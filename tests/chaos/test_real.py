@@ -19,7 +19,7 @@ from pillion.sdk.errors import ConflictError
 from pillion.sdk.types import Adapter
 from tests.integration.site import Site, running, until
 from tests.real_models import engine_python, models
-from tests.solo import Asker, Solo
+from tests.solo import OPTIONS, Asker, Solo
 
 __all__ = ["engine_python", "models"]
 
@@ -38,7 +38,7 @@ def site(engine_python: Path, models: Path, tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path)
     made.config.write_text(
         f'[[models]]\nname = "tiny"\nsource = "path:{models / "base"}"\nengine = "vllm"\n'
-        "options = {threads = 2, max_num_seqs = 16}\n"
+        f"options = {OPTIONS}\n"
     )
     with running(made):
         yield made

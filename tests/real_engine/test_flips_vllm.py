@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.integration.site import Site, running, until
-from tests.solo import Asker, Solo
+from tests.solo import OPTIONS, Asker, Solo
 
 from pillion.sdk import Pillion
 
@@ -75,7 +75,7 @@ def held(engine_python: Path, models: Path, tmp_path_factory: pytest.TempPathFac
     site = Site(tmp_path_factory.mktemp("site"))
     site.config.write_text(
         f'[[models]]\nname = "tiny"\nsource = "path:{models / "base"}"\nengine = "vllm"\n'
-        "options = {threads = 2, max_num_seqs = 16}\n"
+        f"options = {OPTIONS}\n"
     )
     with running(site):
         client = site.client()
