@@ -30,7 +30,6 @@ PEPPER = b"bench-pepper"
 UNREACHED = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12}
 PER_REPLICA = 100
 PER_INSTANCE = 10
-TOKEN_VARIABLE = "PILLION_INTERNAL_TOKEN"
 
 
 def world(upstream: str, accounts: int, adapters: int, used: int) -> tuple[Snapshot, list[tuple[str, str]]]:

@@ -165,15 +165,17 @@ def pillion(place: Place, name: str = "pillion", adapters: int = 100_000) -> Sys
         ],
         REST_CORE,
     )
-    at = f"http://127.0.0.1:{control}"
+    at, data = f"http://127.0.0.1:{control}", place.scratch / f"{name}-data"
+    data.mkdir(exist_ok=True)
+    (data / "internal-token").write_text(stand_in.TOKEN)
     process = place.spawn(
         [
             *(sys.executable, "-m", "pillion", "gateway", "--control-url", at, "--internal-url", at),
-            *("--port", str(port), "--data-dir", place.scratch / f"{name}-data"),
+            *("--port", str(port), "--data-dir", data),
         ],
         SYSTEM_CORE,
         # One mock stands for a whole pool here: none of 400 streams is to wait for its turn.
-        {stand_in.TOKEN_VARIABLE: stand_in.TOKEN, "PILLION_LIMITS_POOL_REQUESTS": "4096"},
+        {"PILLION_LIMITS_POOL_REQUESTS": "4096"},
     )
     return System(name, f"http://127.0.0.1:{port}", process, targets=targets)
 

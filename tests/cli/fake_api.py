@@ -13,6 +13,15 @@ from aiohttp import web
 
 KEY = "pil_test"
 MEMBER = {"id": "mem_1", "email": "ann@x.org", "name": "Ann", "role": "member", "created_at": 1_700_000_000.0}
+GATEWAY = {
+    "id": "gwy_1",
+    "name": "eu-1",
+    "created_at": 1.0,
+    "expires_at": 86401.0,
+    "joined_at": None,
+    "revoked_at": None,
+    "token": "pgj_shown_once",
+}
 INVITE = {
     "id": "inv_1",
     "email": "bob@x.org",
@@ -428,6 +437,9 @@ class FakeApi:
             ("GET", "/v1/invites", pages({**INVITE, "token": None})),
             ("POST", "/v1/invites", always(lambda: INVITE, 201)),
             ("DELETE", "/v1/invites/{id}", always(lambda: deleted)),
+            ("GET", "/v1/admin/gateways", pages({**GATEWAY, "token": None})),
+            ("POST", "/v1/admin/gateways", always(lambda: GATEWAY, 201)),
+            ("DELETE", "/v1/admin/gateways/{id}", always(lambda: deleted)),
             ("GET", "/v1/admin/accounts/{id}", always(lambda: account)),
             ("PATCH", "/v1/admin/accounts/{id}", always(lambda: {**account, "unacknowledged": ["gw-1"]})),
             ("DELETE", "/v1/admin/accounts/{id}", always(lambda: deleted)),

@@ -475,6 +475,18 @@ def test_members_and_invites(run: Run, api: FakeApi) -> None:
     assert json.loads(run("invites", "revoke", "inv_1", "--json").stdout)["deleted"] is True
 
 
+def test_gateways(run: Run, api: FakeApi) -> None:
+    assert run("gateways", "list").stdout.startswith("gwy_1\teu-1\t")
+    made = run("gateways", "add", "eu-1")
+    assert made.stdout == "pgj_shown_once\n"
+    assert "not shown again" in made.stderr
+    assert api.requests[-1] == ("POST", "/v1/admin/gateways", {"name": "eu-1"})
+    assert json.loads(run("gateways", "add", "--json").stdout)["token"] == "pgj_shown_once"
+    assert run("gateways", "revoke", "gwy_1").stderr == "revoked gwy_1\n"
+    assert api.requests[-1][:2] == ("DELETE", "/v1/admin/gateways/gwy_1")
+    assert json.loads(run("gateways", "revoke", "gwy_1", "--json").stdout)["deleted"] is True
+
+
 def test_single_requests(run: Run, api: FakeApi) -> None:
     shown = run("usage", "events", "--adapter", "adp_1", "--after", "6", "--limit", "5").stdout
     assert shown.split("\t")[2:4] == ["pirate:1", "adp_1"]

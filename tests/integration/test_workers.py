@@ -181,30 +181,41 @@ def test_a_gateway_of_its_own_with_workers(own_site: Site, tmp_path: Path) -> No
     api, internal = (f"http://127.0.0.1:{port}" for port in listening(control))
     with own_site.client() as client:
         own_site.launch(client)
+        token = client.admin.gateways.add("apart").token
     apart = Site(tmp_path / "apart")
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "pillion", "gateway", "--workers", "2", "--port", str(apart.port)),
-            *("--data-dir", str(apart.data), "--control-url", api, "--internal-url", internal),
-        ],
-        env={
-            **os.environ,
-            "PILLION_INTERNAL_TOKEN": (own_site.data / "internal-token").read_text().strip(),
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+
+    def begin(data: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "pillion", "gateway", "--workers", "2", "--port", str(apart.port)),
+                *("--data-dir", str(data), "--control-url", api, "--internal-url", internal),
+            ],
+            env={**os.environ, "PILLION_JOIN_TOKEN": token or ""},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    process = begin(apart.data)
     try:
         until(lambda: len(answering(apart)) == WORKERS, "both workers")
         with Pillion(apart.url, own_site.admin) as client:
             until(lambda: ask(client, "tiny"), "an answer")
             assert [one.model for one in client.instances.list()] == ["tiny"]
+        process.kill()
+        process.wait()
+        until(lambda: apart.processes() == [], "no process left")
+        assert refused(apart.url)
+
+        assert begin(tmp_path / "thief").wait(60) == 2, "the token was good once"
+        process = begin(apart.data)  # with what it was given, though control was killed meanwhile
+        own_site.processes("control")[0].kill()
+        with Pillion(apart.url, own_site.admin) as client:
+            until(lambda: ask(client, "tiny"), "an answer")
+            until(lambda: len(list(client.usage.events())) >= 2, "its usage")
     finally:
         process.kill()
         process.wait()
-    until(lambda: apart.processes() == [], "no process left")
-    assert refused(apart.url)
 
 
 def test_any_worker_tells_the_metrics_of_all(site: Site) -> None:

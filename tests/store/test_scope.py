@@ -70,7 +70,7 @@ async def test_the_watch_is_on(database: Database) -> None:
 
 
 def test_all_tables_but_the_installations_own_are_tenants() -> None:
-    installations = {"accounts", "settings", "leases", "usage_spools", "prices"}
+    installations = {"accounts", "settings", "leases", "usage_spools", "prices", "gateways"}
     assert set(metadata.tables) - TENANT_TABLES == installations
 
 

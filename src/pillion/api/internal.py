@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
-
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -12,23 +10,39 @@ from starlette.routing import Route
 
 from pillion.control import metrics, slices, usage
 from pillion.control.context import Control
+from pillion.control.joining import Door
 from pillion.core.budgets import Ask
 from pillion.core.errors import UnavailableError
 from pillion.core.usage import Demand, Report
 
 MAX_WAIT_S = 30.0
+MIN_CREDENTIAL = 32
 
 
 def build(control: Control, token: str) -> Starlette:
+    """`token`: of those that share control's data directory."""
+    door = Door(control, token)
+
     async def guarded(request: Request) -> Response:
-        offered = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(offered.encode(), token.encode()):
+        if not await door.admits(_bearer(request)):
             return Response(status_code=401)
         return await _HANDLERS[request.url.path](control, request)
 
-    return Starlette(
-        routes=[Route(path, guarded, methods=["GET" if path in _READS else "POST"]) for path in _HANDLERS]
-    )
+    async def join(request: Request) -> Response:
+        """A one-time token as bearer, the credential that it is to buy as body: 204."""
+        credential = (await request.body()).decode("ascii", "replace")
+        try:
+            joined = len(credential) >= MIN_CREDENTIAL and await door.join(_bearer(request), credential)
+        except UnavailableError:
+            return Response(status_code=503)
+        return Response(status_code=204 if joined else 401)
+
+    routes = [Route(path, guarded, methods=["GET" if path in _READS else "POST"]) for path in _HANDLERS]
+    return Starlette(routes=[*routes, Route("/internal/v1/join", join, methods=["POST"])])
+
+
+def _bearer(request: Request) -> str:
+    return request.headers.get("authorization", "").removeprefix("Bearer ")
 
 
 async def _snapshot(control: Control, request: Request) -> Response:

@@ -175,6 +175,10 @@ class RegisterModelBody(_Body):
     region: Short | None = None
 
 
+class GatewayBody(_Body):
+    name: str = Field(default="", max_length=100)
+
+
 class HfTokenBody(_Body):
     token: str = Field(min_length=1, max_length=500)
 

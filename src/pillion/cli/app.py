@@ -7,7 +7,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pillion.cli import account, adapters, billing, chat, events, instances, jobs, models, team, usage
+from pillion.cli import (
+    account,
+    adapters,
+    billing,
+    chat,
+    events,
+    gateways,
+    instances,
+    jobs,
+    models,
+    team,
+    usage,
+)
 from pillion.cli.session import Target
 
 HELP = """Many LoRA adapters on a few running base models.
@@ -38,6 +50,7 @@ ORDER = (
     "invites",
     "account",
     "accounts",
+    "gateways",
     "prices",
     "credits",
     "regions",
@@ -93,6 +106,7 @@ app.add_typer(team.members, name="members")
 app.add_typer(team.invites, name="invites")
 app.add_typer(account.own, name="account")
 app.add_typer(account.accounts, name="accounts")
+app.add_typer(gateways.app, name="gateways")
 app.command("regions")(models.regions)
 app.command("gpu-types")(models.gpu_types)
 app.command("chat")(chat.chat)

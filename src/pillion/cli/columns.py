@@ -12,6 +12,7 @@ from pillion.sdk.types import (
     EligibleInstance,
     Event,
     Failure,
+    Gateway,
     GpuType,
     Instance,
     Invite,
@@ -217,6 +218,14 @@ MEMBERS = [
     Column[Member]("created", lambda m: m.created_at, moment),
     Column[Member]("last_login", lambda m: m.last_login_at, moment),
 ]
+GATEWAYS = [
+    Column[Gateway]("id", lambda g: g.id),
+    Column[Gateway]("name", lambda g: g.name),
+    Column[Gateway]("joined", lambda g: g.joined_at, moment),
+    Column[Gateway]("token until", lambda g: None if g.joined_at else g.expires_at, moment),
+    Column[Gateway]("revoked", lambda g: g.revoked_at, moment),
+]
+
 INVITES = [
     Column[Invite]("id", lambda i: i.id),
     Column[Invite]("email", lambda i: i.email),

@@ -59,7 +59,7 @@ def control(
     api_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
     internal_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
     api_port: Annotated[int, typer.Option(help="Port of the control API.")] = 8081,
-    internal_port: Annotated[int, typer.Option(help="Port gateways and agents join at.")] = 8082,
+    internal_port: Annotated[int, typer.Option(help="Port gateways join at.")] = 8082,
     public_url: Annotated[str | None, typer.Option(help="The URL clients call.")] = None,
     keep_engines: Annotated[
         bool, typer.Option("--keep-engines", help="Leave engines running at the end.")
@@ -85,7 +85,7 @@ def gateway(
         str, typer.Option(help="The control API, to which what is not inference is passed on.")
     ],
     internal_url: Annotated[
-        str, typer.Option(help="Control's internal listener. Its token: PILLION_INTERNAL_TOKEN.")
+        str, typer.Option(help="Control's internal listener. Joined with the token in PILLION_JOIN_TOKEN.")
     ],
     config: ConfigFile = None,
     data_dir: DataDir = None,

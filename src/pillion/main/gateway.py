@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pillion.gateway import GatewayConfig, serve
 from pillion.main.config import Config
+from pillion.main.joining import credential
 from pillion.main.lifetime import Stop
 from pillion.main.supervise import Part, listen_apart, supervise
 from pillion.main.tracing import trace_to, tracer_provider
@@ -23,7 +24,6 @@ async def gateway(
     public: socket.socket,
     control_url: str,
     internal_url: str,
-    internal_token: str,
     worker: int = 0,
 ) -> int:
     """Run one worker until told to stop, then drain; the exit status.
@@ -34,11 +34,25 @@ async def gateway(
     stop.listen()
     provider = tracer_provider(trace_to(config), "gateway")
     tracer = None if provider is None else provider.get_tracer("pillion.gateway")
-    made = gateway_config(config, control_url, internal_url, internal_token, worker, tracer)
+    shown = await _unless(stop, credential(config, internal_url))
+    if shown is None:
+        return 0
+    made = gateway_config(config, control_url, internal_url, shown, worker, tracer)
     await serve(made, stop.event, listener=public)
     if provider is not None:
         await asyncio.to_thread(provider.shutdown)
     return 0
+
+
+async def _unless(stop: Stop, work: Coroutine[Any, Any, str]) -> str | None:
+    """Its result; None where it was told to stop before."""
+    task, told = asyncio.ensure_future(work), asyncio.ensure_future(stop.event.wait())
+    await asyncio.wait([task, told], return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if not task.done():
+        task.cancel()
+        return None
+    return await task
 
 
 def gateway_config(

@@ -16,9 +16,6 @@ import structlog
 from pillion.core.errors import InvalidRequestError, PillionError, UnavailableError
 from pillion.main import config as settings
 from pillion.main.config import Config
-from pillion.main.files import private_token
-
-INTERNAL_TOKEN = "PILLION_INTERNAL_TOKEN"  # noqa: S105 (the name of the variable)
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,12 @@ def run_control(
     path: Path | None, overrides: Mapping[str, Any], sockets: ControlSockets, keep_engines: bool
 ) -> int:
     from pillion.main.control import control
+    from pillion.main.joining import local_credential
 
     def make(config: Config) -> Coroutine[Any, Any, int]:
         api = _socket(sockets.api_fd, "127.0.0.1", sockets.api_port)
         internal = _socket(sockets.internal_fd, "127.0.0.1", sockets.internal_port)
-        return control(config, api, internal, internal_token(config), keep_engines)
+        return control(config, api, internal, local_credential(config), keep_engines)
 
     return _run(path, overrides, make)
 
@@ -67,7 +65,7 @@ def run_gateway(
         if fd is None and config.server.workers > 1:
             return gateways(config, path, links.control_url, links.internal_url)
         public = _socket(fd, config.server.host, config.server.port)
-        return gateway(config, public, links.control_url, links.internal_url, internal_token(config), worker)
+        return gateway(config, public, links.control_url, links.internal_url, worker)
 
     return _run(path, overrides, make)
 
@@ -78,11 +76,6 @@ def run_agent(replica_dir: Path) -> int:
 
     _log()
     return agent.run(replica_dir, spans_to)
-
-
-def internal_token(config: Config) -> str:
-    """What gateways join control with: from the environment, else the one kept in the data directory."""
-    return os.environ.get(INTERNAL_TOKEN) or private_token(config.data_dir / "internal-token")
 
 
 def _socket(fd: int | None, host: str, port: int) -> socket.socket:

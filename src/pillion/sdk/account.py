@@ -8,7 +8,7 @@ from typing import Any
 from pillion.sdk import streams
 from pillion.sdk.billing import AdminCredits, AdminPrices
 from pillion.sdk.transport import Transport, segment
-from pillion.sdk.types import Account, Invite, Key, UsageEvent, read
+from pillion.sdk.types import Account, Gateway, Invite, Key, UsageEvent, read
 
 
 class Keys:
@@ -147,9 +147,27 @@ class AdminAccounts:
         )
 
 
+class AdminGateways:
+    """Gateways that join control by a one-time token, for a key with the scope `admin`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self, *, limit: int | None = None) -> Iterator[Gateway]:
+        return self._transport.pages(Gateway, "/v1/admin/gateways", limit=limit)
+
+    def add(self, name: str = "") -> Gateway:
+        """A token by which one gateway joins, once; it is never given again."""
+        return read(Gateway, self._transport.send("POST", "/v1/admin/gateways", json={"name": name}))
+
+    def revoke(self, gateway: str) -> None:
+        self._transport.send("DELETE", f"/v1/admin/gateways/{segment(gateway)}")
+
+
 class Admin:
     def __init__(self, transport: Transport) -> None:
         self.accounts = AdminAccounts(transport)
+        self.gateways = AdminGateways(transport)
         self.prices = AdminPrices(transport)
         self.credits = AdminCredits(transport)
 

@@ -329,6 +329,21 @@ class Account(Record, kw_only=True):
     unacknowledged: list[str] = []
 
 
+class Gateway(Record, kw_only=True):
+    """One that joined by a one-time token, or may. `token` is given once, and left out of `repr`."""
+
+    id: str
+    name: str = ""
+    created_at: float | None = None
+    expires_at: float | None = None
+    joined_at: float | None = None
+    revoked_at: float | None = None
+    token: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Gateway(id={self.id!r}, name={self.name!r})"
+
+
 class Member(Record, kw_only=True):
     """A person in the account. `role`: owner or member."""
 

@@ -66,6 +66,20 @@ class Member(msgspec.Struct, frozen=True):
     last_login_at: float | None
 
 
+class JoinedGateway(msgspec.Struct, frozen=True):
+    """`token`, good once and until `expires_at`, and `credential` are digests."""
+
+    id: str
+    name: str
+    token: str
+    created_by: str
+    created_at: float
+    expires_at: float
+    credential: str | None = None
+    joined_at: float | None = None
+    revoked_at: float | None = None
+
+
 class Invite(msgspec.Struct, frozen=True):
     """`digest` of its token. `member_id`: whose password it sets anew, where it is not for somebody new."""
 

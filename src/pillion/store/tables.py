@@ -559,4 +559,21 @@ slices = sa.Table(
     sa.Index(None, "until"),
 )
 
+# Gateways that joined by a one-time token, or may. `token` and `credential` are digests.
+gateways = sa.Table(
+    "gateways",
+    metadata,
+    _text("id", key=True),
+    _text("name"),
+    _text("token"),
+    _text("created_by"),
+    _time("created_at"),
+    _time("expires_at"),
+    _text("credential", null=True),
+    _time("joined_at", null=True),
+    _time("revoked_at", null=True),
+    sa.UniqueConstraint("token"),
+    sa.Index(None, "credential"),
+)
+
 TENANT_TABLES = frozenset(table.name for table in metadata.sorted_tables if "account_id" in table.c)

@@ -12,6 +12,7 @@ from pillion.store.audit import Audit
 from pillion.store.bills import Bills
 from pillion.store.events import Events
 from pillion.store.everyone import Everyone
+from pillion.store.gateways import JoinedGateways
 from pillion.store.instances import Instances
 from pillion.store.invites import Invites
 from pillion.store.jobs import Jobs
@@ -57,6 +58,7 @@ class Tx:
         self.secrets = Secrets(session)
         self.settings = Settings(session)
         self.leases = Leases(session)
+        self.gateways = JoinedGateways(session)
         self.usage = Usage(session)
         self.intake = Intake(Session(connection, everyone=True))
         self.prices = Prices(session)
