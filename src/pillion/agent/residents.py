@@ -103,9 +103,11 @@ class Residents:
             self._permitted.clear()
         for name in grant.retry:
             self._trials.pop(name, None)
-        for name, drain_s in self._attached.draining.items() if self._attached else ():
-            if grant.drain_s(name) < drain_s:
-                self._do(f"{name} sooner", self._hasten(name, grant.drain_s(name)))
+        draining = self._draining()
+        for name in draining:
+            if grant.drain_s(name) < draining[name]:
+                draining[name] = grant.drain_s(name)
+                self._do(f"{name} in {draining[name]:g} s", self._take_out(name, draining[name]))
         self._wake.set()
 
     async def ask(self, entry: GrantEntry, of: Carried) -> float:
@@ -180,7 +182,7 @@ class Residents:
         for name in held:
             now = self._table.rows.get(name)
             if now is before.get(name) and (now is None or now.state in ("failed", "registered")):
-                self._do(name, self._purge(name))
+                self._do(name, self._take_out(name, 0.0))
         self._counted({a.name: Requests(a.inflight, a.requests) for a in state.adapters})
         self._wake.set()
 
@@ -378,13 +380,9 @@ class Residents:
         if name not in self._asks.names:
             self._permitted.drop([name])
 
-    async def _hasten(self, name: str, deadline_s: float) -> None:
-        """One that is being drained has less time now."""
-        self._draining()[name] = deadline_s
+    async def _take_out(self, name: str, deadline_s: float) -> None:
+        """What is not to be there, or is being drained and has less time now."""
         await self._gone(name, deadline_s)
-
-    async def _purge(self, name: str) -> None:
-        await self._gone(name, 0.0)
 
     async def _gone(self, name: str, deadline_s: float) -> bool:
         try:
