@@ -92,6 +92,15 @@ class TestPublisher:
         assert wire.decode(data).version > ahead
         assert publisher.publish(content()) == wire.decode(data).version
 
+    async def test_the_same_version_of_another_control_is_no_news_of_this_one(self) -> None:
+        publisher = Publisher(b"pepper", Clock(), "mine")
+        version = publisher.publish(content())
+        assert await publisher.after(version, 0.01, "mine") is None
+        assert await publisher.after(version, 0.01, "") is None
+        data = await publisher.after(version, 0.01, "another's")
+        assert data is not None
+        assert (wire.decode(data).version, wire.decode(data).epoch) == (version + 1, "mine")
+
     async def test_the_snapshot_has_what_was_published(self) -> None:
         publisher = Publisher(b"pepper", Clock(7.0))
         publisher.publish(content())

@@ -8,6 +8,7 @@ import os
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -88,9 +89,11 @@ class Script:
     def __init__(self, *answers: bytes | None) -> None:
         self.answers = list(answers)
         self.asked: list[int] = []
+        self.epochs: list[str] = []
 
     async def poll(self, after: int, epoch: str) -> bytes | None:
         self.asked.append(after)
+        self.epochs.append(epoch)
         return self.answers.pop(0)
 
 
@@ -176,6 +179,87 @@ async def test_a_torn_delta_ends_what_is_kept(tmp_path: Path) -> None:
         again, found = feed_of(tmp_path, Script(), [1.0])
         await again.start()
         assert found.version == 1
+
+
+async def test_what_comes_after_a_torn_delta_is_found(tmp_path: Path) -> None:
+    states = [make_snapshot(*[make_adapter(n) for n in range(2, row + 1)], version=row) for row in (1, 2, 3)]
+    one, two = (wire.encode(difference(before, after)) for before, after in itertools.pairwise(states))
+    feed, _ = feed_of(tmp_path, Script(wire.encode(states[0]), one), [1.0])
+    await feed.step()
+    await feed.step()
+    path = tmp_path / "snapshot.deltas"
+    path.write_bytes(path.read_bytes()[:-3])
+    again, found = feed_of(tmp_path, Script(one, two), [1.0])
+    await again.start()
+    assert found.version == 1
+    for _ in range(2):
+        await again.step()
+    last, found = feed_of(tmp_path, Script(), [1.0])
+    await last.start()
+    assert found.version == 3
+
+
+async def test_a_damaged_snapshot_is_left_aside(tmp_path: Path) -> None:
+    """One byte of a key's account, say: it would be read as another's."""
+    _, entry = make_key()
+    KeptSnapshot(tmp_path).write(wire.encode(make_snapshot(entry)), confirmed_at=1.0)
+    path = tmp_path / "snapshot.msgpack"
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        feed, found = feed_of(tmp_path, Script(), [1.0])
+        await feed.start()
+        assert found.version == 0
+    path.write_bytes(whole + b"x")
+    await feed.start()
+    assert found.version == 0
+
+
+@pytest.mark.parametrize("lost", ["delta", "whole"])
+async def test_what_a_full_disk_lacks_makes_it_no_younger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """A key that was revoked in it would open doors for as long as a snapshot may be old, from now on."""
+    now = [1_000.0]
+    states = [
+        make_snapshot(*[make_adapter(n) for n in range(2, row + 1)], version=row) for row in range(1, 6)
+    ]
+    states = [msgspec.structs.replace(state, epoch="mine") for state in states]
+    deltas = [wire.encode(difference(before, after)) for before, after in itertools.pairwise(states)]
+    second = deltas[0] if lost == "delta" else wire.encode(states[1])
+    source = Script(wire.encode(states[0]), second, deltas[1], None, wire.encode(states[3]), deltas[3], None)
+    feed, knowledge = feed_of(tmp_path, source, now)
+    await feed.step()
+
+    def full(file: int) -> None:
+        raise OSError(28, "no space left")
+
+    async def kept() -> tuple[int, float]:
+        again, found = feed_of(tmp_path, Script(), now)
+        await again.start()
+        return found.version, found.age
+
+    now[0] = 1_010.0
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        await feed.step()
+    for _ in range(2):
+        now[0] += 10
+        await feed.step()
+        assert knowledge.age == 0
+    assert knowledge.version == 3
+    version, age = await kept()
+    assert (version < 3, age) == (True, 30)
+    now[0] += 10
+    await feed.step()
+    assert await kept() == (4, 0)
+    now[0] += 10
+    await feed.step()
+    assert await kept() == (5, 0)
+    now[0] += 10
+    await feed.step()
+    assert await kept() == (5, 0)
+    assert source.epochs == ["", "mine", "", "", "", "mine", "mine"]
 
 
 async def test_a_clock_set_back_makes_nothing_younger(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ class Publisher:
         `epoch` is of the gateway's snapshot. None where there is nothing newer within `wait` seconds.
         """
         deadline = asyncio.get_running_loop().time() + wait
-        self._overtake(version)
+        self._overtake(version, epoch)
         while self.version <= version and not self._closed:
             seen = self._published.count
             left = deadline - asyncio.get_running_loop().time()
@@ -116,9 +116,10 @@ class Publisher:
         self._closed = True
         self._published.notify()
 
-    def _overtake(self, version: int) -> None:
+    def _overtake(self, version: int, epoch: str | None) -> None:
         """A gateway may have a version of a control whose clock was ahead of ours: what is newest must count as newer."""
-        if self._latest is not None and version > self.version:
+        another = bool(epoch) and epoch != self._epoch
+        if self._latest is not None and (version > self.version or (another and version == self.version)):
             now = self._clock()
             self._keep(wire.difference(self._latest, self._latest, self.version, version + 1, now))
             self._publish(version + 1, now)

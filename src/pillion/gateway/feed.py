@@ -79,6 +79,7 @@ class SnapshotFeed:
         self._knowledge = knowledge
         self._clock = clock
         self._random = random
+        self._whole_on_disk = True
 
     async def start(self) -> None:
         """Begins with the kept snapshot, if there is one that can be read."""
@@ -117,18 +118,22 @@ class SnapshotFeed:
     async def step(self) -> bool:
         """One poll; whether it brought news. Applied before it is kept, kept before the next poll acknowledges it.
 
-        Raises `FeedError`.
+        What the disk lacks is not confirmed there: it must not look younger than it is. Then the next news are to be a whole
+        snapshot, as to one of another epoch. Raises `FeedError`.
         """
-        data = await self._source.poll(self._knowledge.version, self._knowledge.epoch)
+        epoch = self._knowledge.epoch if self._whole_on_disk else ""
+        data = await self._source.poll(self._knowledge.version, epoch)
         now = self._clock()
         if data is None:
             self._knowledge.confirm(now)
-            await self._keep(lambda: self._kept.confirm(now))
+            if self._whole_on_disk:
+                await self._keep(lambda: self._kept.confirm(now))
             return False
         news = _news(data) if len(data) < SMALL else await asyncio.to_thread(_news, data)
         if isinstance(news, snapshot.Delta):
             self._knowledge.apply(self._patched(news), now)
-            await self._keep(lambda: self._keep_delta(data, now))
+            if self._whole_on_disk:
+                await self._keep(lambda: self._keep_delta(data, now))
             return True
         routes = await asyncio.to_thread(Routes, news)
         if routes.version < self._knowledge.version:
@@ -154,10 +159,12 @@ class SnapshotFeed:
         self._kept.write(snapshot.encode(whole), now)
 
     async def _keep(self, write: Callable[[], None]) -> None:
-        """A full disk must not stop what is served now; it is told, and tried again at the next word of control."""
+        """A full disk must not stop what is served now; it is told, and tried again with the next whole snapshot."""
+        self._whole_on_disk = False
         try:
             await asyncio.to_thread(write)
-        except OSError as error:
+            self._whole_on_disk = True
+        except (OSError, ValueError) as error:  # msgspec's are of what was damaged meanwhile
             log.error("snapshot not kept on disk", error=str(error))
 
 

@@ -15,36 +15,48 @@ _FRAME = struct.Struct("<II")
 class KeptSnapshot:
     """A file whose modification time says when control last confirmed it, and one with what came since.
 
-    Blocking: call it in a thread.
+    Both are frames of `length, crc32, data`. Blocking: call it in a thread.
     """
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "snapshot.msgpack"
         self._since = state_dir / "snapshot.deltas"
+        self._end: int | None = None  # of the whole deltas
 
     def read(self) -> tuple[bytes, list[bytes], float] | None:
-        """The snapshot, the deltas since, and when it was confirmed; None where there is none. Raises `OSError`.
+        """The snapshot, the deltas since, and when it was confirmed; None where there is none. Raises `OSError`, also
+        where it is damaged.
 
         Deltas end where a crash tore one, and may be of a snapshot before this one.
         """
         try:
             with self._path.open("rb") as file:
-                whole, confirmed_at = file.read(), os.fstat(file.fileno()).st_mtime
+                data, confirmed_at = file.read(), os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
+            self._end = 0
             return None
-        since = self._since.read_bytes() if self._since.exists() else b""
-        return whole, list(_frames(since)), confirmed_at
+        deltas = list(_frames(self._since.read_bytes() if self._since.exists() else b""))
+        self._end = sum(_FRAME.size + len(delta) for delta in deltas)
+        whole = next(_frames(data), None)
+        if whole is None or len(data) != _FRAME.size + len(whole):
+            raise OSError(f"{self._path} is damaged")
+        return whole, deltas, confirmed_at
 
     def append(self, delta: bytes, confirmed_at: float) -> bool:
         """Adds a delta; whether they have grown so large that a whole one should be written. Raises `OSError`."""
-        descriptor = os.open(self._since, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "ab") as file:
-            file.write(_FRAME.pack(len(delta), zlib.crc32(delta)) + delta)
+        if self._end is None:
+            self.read()
+        assert self._end is not None
+        descriptor = os.open(self._since, os.O_WRONLY | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.truncate(self._end)  # nothing is found behind one that was torn
+            file.seek(self._end)
+            file.write(_frame(delta))
             file.flush()
             os.fsync(file.fileno())
-            size = file.tell()
+            self._end = file.tell()
         os.utime(self._path, (confirmed_at, confirmed_at))
-        return size > max(COMPACT_BYTES, self._path.stat().st_size)
+        return self._end > max(COMPACT_BYTES, self._path.stat().st_size)
 
     def write(self, data: bytes, confirmed_at: float) -> None:
         """Atomic: a crash leaves the old one or the new one. Deltas before it go. Raises `OSError`."""
@@ -52,16 +64,21 @@ class KeptSnapshot:
         partial.unlink(missing_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.write(_frame(data))
             file.flush()
             os.fsync(file.fileno())
         os.utime(partial, (confirmed_at, confirmed_at))
         partial.replace(self._path)
+        self._end = 0
         self._since.unlink(missing_ok=True)
 
     def confirm(self, at: float) -> None:
         """Raises `OSError`."""
         os.utime(self._path, (at, at))
+
+
+def _frame(data: bytes) -> bytes:
+    return _FRAME.pack(len(data), zlib.crc32(data)) + data
 
 
 def _frames(data: bytes) -> Iterator[bytes]:
