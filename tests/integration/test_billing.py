@@ -46,9 +46,11 @@ def account_of(client: Pillion) -> str:
     return client.account.get().id
 
 
-def spent(client: Pillion) -> int:
-    """On the pool, at 100 for a token read and 300 for one written."""
-    return sum(100 * (e.prompt_tokens or 0) + 300 * (e.completion_tokens or 0) for e in client.usage.events())
+def spent(client: Pillion, read: int = 100, written: int = 300) -> int:
+    """On the pool, at so much for a token."""
+    return sum(
+        read * (e.prompt_tokens or 0) + written * (e.completion_tokens or 0) for e in client.usage.events()
+    )
 
 
 async def _an_hour_later(url: str) -> None:
@@ -92,6 +94,11 @@ def test_invoices_hold_through_kills_and_nobody_overspends(tmp_path: Path) -> No
                 until(lambda: refused(a, "tiny") is None, "an answer")
                 sent += 1
             one(site, part).kill()
+            if part == "agent":  # while there are requests before and after, and the instance runs
+                admin.admin.prices.set_model("tiny", 90_000_001, 310_000_007)
+                admin.admin.prices.set_gpu("cpu", 41_000_003)
+                changed = time.time() + 2.5
+        until(lambda: time.time() > changed, "the new prices hold")
         until(lambda: refused(a, "tiny") is None, "an answer")
         sent += 1
         until(lambda: len(list(a.usage.events())) >= sent, "all events")
@@ -104,7 +111,7 @@ def test_invoices_hold_through_kills_and_nobody_overspends(tmp_path: Path) -> No
         assert codes.count(None) >= 1
         assert set(codes) <= {None, "insufficient_balance"}
         until(lambda: len(list(b.usage.events())) >= codes.count(None), "b's events")
-        assert 0 < spent(b) <= funds
+        assert 0 < spent(b, 90, 310) <= funds
 
         wallet = a.usage.snapshot()["wallet"]
         assert wallet["enabled"] is True
