@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pillion.control.shares import LimitShares
 from pillion.core.errors import RateLimitError
 from pillion.core.snapshot import Key
 from pillion.core.usage import Demand, Shares
+from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.limits import OPEN_AFTER_S, KeyLimits
+from pillion.gateway.metrics import Metrics
+from pillion.gateway.reports import Sharing, UntoldError
 
 KEY = Key("key", "acc", "d", ("inference",), requests_per_minute=60, tokens_per_minute=600)
 FREE = Key("free", "acc", "d", ("inference",))
@@ -91,6 +96,36 @@ def test_control_away_leaves_the_share_for_a_while_and_then_the_limit_is_open() 
     assert served(limits, 100, 8.0) == 4
     assert limits.unheard(OPEN_AFTER_S + 1)
     assert served(limits, 100, 60.0) >= 40
+
+
+@pytest.mark.parametrize("every_s", [1, 4])
+async def test_the_limit_is_open_while_control_is_away_however_seldom_it_is_asked_for(every_s: int) -> None:
+    """And a metric tells of it, until control is back."""
+    now, away = [0.0], [False]
+
+    class Ledger:
+        async def demand(self, demand: Demand) -> Shares:
+            if away[0]:
+                raise UntoldError
+            return Shares(dict.fromkeys(demand.requests, 0.5), dict.fromkeys(demand.tokens, 0.5))
+
+    limits = KeyLimits(0.0)
+    sharing = Sharing(Ledger(), limits, "g", lambda: now[0])  # type: ignore[arg-type]
+    metrics = Metrics(Knowledge(lambda: now[0], 1.0), lambda: 0, lambda: sharing.open)
+    served(limits, 60, 0.0)
+    await sharing.step()
+    away[0] = True
+    for second in range(1, 17):
+        now[0] = float(second)
+        if second % every_s == 0:
+            limits.check(KEY, now[0])
+        await sharing.step()
+        assert sharing.open == (second >= OPEN_AFTER_S + every_s - 1)  # from when it was asked last
+        assert f"pillion_gateway_limits_open {float(sharing.open)}\n".encode() in metrics.own()
+    away[0] = False
+    now[0] += 1
+    await sharing.step()
+    assert not sharing.open
 
 
 def test_what_is_idle_is_forgotten() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -152,14 +151,21 @@ class Sharing:
     def __init__(self, ledger: Ledger, limits: KeyLimits, gateway: str, clock: Callable[[], float]) -> None:
         self._ledger, self._limits, self._gateway, self._clock = ledger, limits, gateway, clock
         self.open = False
+        self._away = False
 
     async def run(self) -> None:
         while True:
             await asyncio.sleep(EVERY_S)
-            demand = self._limits.demand(self._gateway, self._clock())
-            if demand.requests or demand.tokens:
-                with contextlib.suppress(UntoldError):
-                    self._limits.shared(await self._ledger.demand(demand), self._clock())
-            else:
-                self._limits.rested(self._clock())
-            self.open = self._limits.unheard(self._clock())
+            await self.step()
+
+    async def step(self) -> None:
+        demand = self._limits.demand(self._gateway, self._clock())
+        if demand.requests or demand.tokens or self._away:
+            try:
+                self._limits.shared(await self._ledger.demand(demand), self._clock())
+                self._away = False
+            except UntoldError:
+                self._away = True
+        else:
+            self._limits.rested(self._clock())
+        self.open = self._limits.unheard(self._clock())
