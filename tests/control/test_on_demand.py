@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from pillion.control import adapters, attachments, loads, sessions
 from pillion.control.context import Control
@@ -95,9 +96,13 @@ async def test_what_may_not_stay_is_dropped(world: World, control: Control, who:
     assert len(agent.grants) == sent, "it comes to rest"
 
 
-async def test_another_live_version_drops_the_one_before(
-    world: World, control: Control, who: Principal
+async def test_another_live_version_drops_the_one_before_once_gateways_know_it(
+    world: World, control: Control, who: Principal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def soon(version: int, timeout: float = 0.0) -> list[str]:
+        return control.gateways.behind(version)
+
+    monkeypatch.setattr(control.gateways, "acknowledged", soon)
     await world.launched(control, who, lora=ON_DEMAND)
     agent = world.fleets["local"].only
     row = await world.adapter(control, who)
@@ -105,6 +110,8 @@ async def test_another_live_version_drops_the_one_before(
     brings(agent, before)
     await ticks(control)
     assert before in agent.rows
+    monkeypatch.setattr(control.controller, "_settled_at", 0.0)
+    control.gateways.heard("slow", control.publisher.version)
     async with control.db.transaction() as tx:
         await tx.versions.add(
             who.account,
@@ -119,6 +126,9 @@ async def test_another_live_version_drops_the_one_before(
         )
         await tx.adapters.set_live(who.account, row.row_id, 2)
     control.changes.notify()
+    await ticks(control, 4)
+    assert before in agent.rows
+    control.gateways.heard("slow", control.publisher.version)
     await holds(control, lambda: before not in agent.rows)
     assert permit_of(agent, row, await world.snapshot(control)).digest == "f" * 64
 

@@ -128,6 +128,27 @@ class TestGoingLive:
         control.gateways.heard("slow", control.publisher.version)
         await holds(control, lambda: names(agent) == {name_of(adapter, "2")})
 
+    async def test_a_gateway_that_is_slow_is_waited_for_and_others_meanwhile_not(
+        self, world: World, control: Control, who: Principal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Longer than a client who made it live waits for its answer."""
+
+        async def soon(version: int, timeout: float = 0.0) -> list[str]:
+            return control.gateways.behind(version)
+
+        adapter, instance = await attached(world, control, who)
+        agent = agent_of(world, instance)
+        monkeypatch.setattr(control.gateways, "acknowledged", soon)
+        monkeypatch.setattr(control.controller, "_settled_at", 0.0)
+        control.gateways.heard("slow", control.publisher.version)
+        await add(control, who, adapter)
+        await become(control, who, adapter, "former", "live")
+        await attached(world, control, who, "other", (await world.launched(control, who)).id)
+        await ticks(control)
+        assert name_of(adapter, "1") in names(agent)
+        control.gateways.heard("slow", control.publisher.version)
+        await holds(control, lambda: names(agent) == {name_of(adapter, "2")})
+
     async def test_kept_back_until_it_is_asked_for(
         self, world: World, control: Control, who: Principal
     ) -> None:

@@ -38,6 +38,7 @@ OBSERVE_S = 1.0
 LEASE = "controller"
 LEASE_S = 10.0
 SETTLING_S = 2.0  # in so long gateways find a control that has just begun
+HAND_OVER_S = 15.0  # so long what was replaced is left where it is for a gateway that does not know it yet
 GATEWAYS_S = 0.5  # how long `ready` waits for gateways: one that hangs must not hold up the rest
 
 
@@ -71,6 +72,7 @@ class Controller:
         self._turns: frozenset[int] = frozenset()
         self._routed: dict[str | None, tuple[SnapshotRows | None, frozenset[str]]] = {}
         self._settled_at = 0.0
+        self._handing_over: tuple[int, float] | None = None  # a snapshot's version, and until when at most
         self._lease: Lease | None = None
         self._mirror = Mirror(control.db, lambda: asyncio.get_running_loop().time())
         self._routed_before = Routed()
@@ -237,16 +239,27 @@ class Controller:
                 gone = gone or not old <= names
             self._routed[account] = part, names
         if gone:
-            await self._control.gateways.acknowledged(await self.publish())
+            version = await self.publish()
+            await self._control.gateways.acknowledged(version)
+            self._handing_over = version, asyncio.get_running_loop().time() + HAND_OVER_S
+
+    def _settling(self) -> bool:
+        """Whether gateways may not have heard yet what was decided, here or by a control before this one."""
+        now = asyncio.get_running_loop().time()
+        if self._handing_over is not None:
+            version, until = self._handing_over
+            if now < until and self._control.gateways.behind(version):
+                return True
+            self._handing_over = None
+        return now < self._settled_at
 
     def _due(self, replica: Replica) -> Due | None:
         settings, adapters = self._control.settings, self._wishes.adapters
         here, status = self._wishes.on(replica.instance), self._control.agents.facts.get(replica.id)
         held = status.adapters if status else ()
         entries = plan.entries(replica.region, here, adapters, self._turns, self._caps)
-        settling = asyncio.get_running_loop().time() < self._settled_at
-        if settling and plan.strands(here, adapters, held, entries):
-            return None  # gateways may not have heard yet what a control before this one decided
+        if self._settling() and plan.strands(here, adapters, held, entries):
+            return None
         again = plan.asked_again(here, adapters, held)
         due = Due(
             entries,
@@ -259,6 +272,8 @@ class Controller:
             return due
         granted = {entry.engine_name for entry in entries}
         drop = on_demand.dropped(instance, replica, held, granted, self._wishes.staying)
+        if self._settling() and any(name.partition("@")[0] in self._wishes.staying for name in drop):
+            return None
         return replace(due, on_demand=terms, drop=drop)
 
     def _caps(self, account: str) -> Caps:
