@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import msgspec
 import structlog
@@ -24,6 +24,7 @@ from pillion.control.notices import Notices
 from pillion.control.on_demand import Permits
 from pillion.control.routes import Routed
 from pillion.control.runs import RunLog
+from pillion.control.wishes import Wishes
 from pillion.core.errors import UnavailableError
 from pillion.core.names import engine_name
 from pillion.core.replica import Replica, ReplicaStatus
@@ -40,20 +41,6 @@ LEASE_S = 10.0
 SETTLING_S = 2.0  # in so long gateways find a control that has just begun
 HAND_OVER_S = 15.0  # so long what was replaced is left where it is for a gateway that does not know it yet
 GATEWAYS_S = 0.5  # how long `ready` waits for gateways: one that hangs must not hold up the rest
-
-
-@dataclass
-class Wishes:
-    """One consistent read of what is wanted, with what is going away."""
-
-    instances: dict[int, Instance] = field(default_factory=dict)
-    attachments: list[Attachment] = field(default_factory=list)
-    adapters: dict[int, RoutedAdapter] = field(default_factory=dict)
-    staying: dict[str, RoutedAdapter] = field(default_factory=dict)  # on demand, by public id
-    moving: list[RoutedAdapter] = field(default_factory=list)  # those with a flip or a canary
-
-    def on(self, instance: int) -> list[Attachment]:
-        return [a for a in self.attachments if a.instance_id == instance]
 
 
 class Controller:
@@ -302,8 +289,8 @@ class Controller:
     async def _record(self, facts: Mapping[str, ReplicaStatus]) -> None:
         """Write down states that changed, end what is over, and forget what is gone."""
         now = self._control.clock()
-        states = self._instance_states(facts)
-        changed = self._attachment_moves(facts)
+        states = self._wishes.instance_states(self._groups.replicas, facts, self._groups.unseen)
+        changed = self._wishes.attachment_moves(self._groups.replicas, facts, self._groups.unseen)
         over = plan.ended(self._wishes.attachments, now)
         settled = moves.settled(self._wishes.attachments)
         if not states and not changed and not over and not settled:
@@ -404,50 +391,3 @@ class Controller:
 
     def _subject(self, attachment: Attachment) -> str:
         return f"adapter:{self._wishes.adapters[attachment.adapter_row_id].adapter.id}"
-
-    def _instance_states(self, facts: Mapping[str, ReplicaStatus]) -> list[tuple[Instance, InstanceState]]:
-        found = []
-        for instance in self._wishes.instances.values():
-            if self._unseen(instance):
-                continue
-            state = plan.instance_state(instance, self.replicas_of(instance.id), facts)
-            if state != instance.state:
-                found.append((instance, state))
-        return found
-
-    def _unseen(self, instance: Instance) -> bool:
-        """Whether it may have replicas of which this control knows nothing yet."""
-        return not self._groups.unseen.isdisjoint(plan.spec_of(instance).placement)
-
-    def _attachment_moves(
-        self, facts: Mapping[str, ReplicaStatus]
-    ) -> list[tuple[Attachment, plan.AttachmentFacts]]:
-        """Attachments whose facts have moved. Those of an instance that has ended are gone with it."""
-        changed = []
-        for attachment in self._wishes.attachments:
-            adapter = self._wishes.adapters[attachment.adapter_row_id]
-            instance = self._wishes.instances.get(attachment.instance_id)
-            if instance is None:
-                changed.append((attachment, plan.AttachmentFacts("detaching", 0, 0, None, True)))
-                continue
-            if self._unseen(instance):
-                continue
-            region = adapter.adapter.region
-            found = plan.attachment_facts(
-                attachment,
-                adapter,
-                plan.in_region(self.replicas_of(instance.id), region),
-                facts,
-                plan.expected_in(plan.spec_of(instance), region),
-            )
-            if _changed(attachment, found):
-                changed.append((attachment, found))
-        return changed
-
-
-def _changed(attachment: Attachment, facts: plan.AttachmentFacts) -> bool:
-    if attachment.state == "detaching":
-        return facts.gone
-    code = facts.failure.code if facts.failure else None
-    before = (attachment.state, attachment.ready, attachment.wanted, attachment.error_code)
-    return before != (facts.state, facts.ready, facts.wanted, code)
