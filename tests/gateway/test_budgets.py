@@ -96,6 +96,21 @@ async def test_control_away_a_slice_is_spent_to_its_end_and_no_further() -> None
     assert await pay(budgets, 10) is None
 
 
+async def test_whatever_fails_who_waits_for_money_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = Bank(10**6)
+    budgets = bank.gateway()
+
+    async def breaks(ask: Ask) -> Given:
+        raise RuntimeError("nobody thought of this")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bank, "lease", breaks)
+        refusal = await pay(budgets, 10)
+    assert refusal is not None
+    assert (refusal.status, refusal.code) == (429, "insufficient_quota")
+    assert await pay(budgets, 10) is None
+
+
 async def test_an_answer_that_was_lost_is_asked_for_again_and_not_given_twice() -> None:
     bank = Bank(1000, losing=0.5)
     budgets = bank.gateway()

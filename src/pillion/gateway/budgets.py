@@ -172,8 +172,8 @@ class Budgets:
                     await self._lease(purse, less, less)
                     if self._usable(purse) < need:
                         break
-        except UntoldError as error:
-            log.warning("no budget from control", account=purse.account, error=str(error))
+        except Exception as error:  # whatever it was, those who wait are to hear of it
+            log.warning("no budget from control", account=purse.account, error=repr(error))
             return InsufficientQuotaError(
                 "The part of the account's balance that this gateway may spend is used up, and no more can be had now. "
                 "Try again later."
