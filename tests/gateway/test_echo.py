@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pillion.gateway.echo import DONE, RESPONSE_DONE, Echo, EventEcho
 from pillion.gateway.faults import EngineError, Scrub
+from pillion.gateway.tokens import Wanted
 
 NAME = "adp_00000000000000000001@" + "ab" * 32
 ECHO = Echo(NAME, "ft1:1")
@@ -86,6 +87,34 @@ def test_events_of_every_form_however_they_are_cut(text: str, expected: str | No
     rewriter = events()
     assert b"".join(rewriter.feed(raw[at : at + 1]) for at in range(len(raw))) == wanted
     assert not rewriter.done
+
+
+PARTS = [
+    f'"model":"{NAME}"', '"model":"other"', '"id":"x"', '"id":"y"', '"usage":{"prompt_tokens":1,"completion_tokens":2}',
+    '"usage":null', '"usage": {"prompt_tokens":3}', '"my_usage":{"prompt_tokens":4}', '"choices":[{"delta":{}}]',
+    '"choices":[]', '"usage":{"prompt_tokens":7', '"choices":[{"delta":{"content":"\\"model\\":\\"usage\\":{"}}]', '"error":{"message":"no"}',
+    '"error":null', '"models":1', '"x":{"usage":{"prompt_tokens":5}}', '"x":{"model":"mine"}', '"x":"}{,"',
+    '"usage":{"prompt_tokens":6,"prompt_tokens_details":{"cached_tokens":1}}',
+]  # fmt: skip
+ENDS = ["\n\n", "\r\n\r\n", "\n \n\n", "\n: x\n\n"]
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.sampled_from(PARTS), max_size=5), st.sampled_from(ENDS)), max_size=6),
+    st.sampled_from(Wanted),
+)
+def test_an_event_comes_out_as_alone_however_those_before_it_began(
+    sent: list[tuple[list[str], str]], wanted: Wanted
+) -> None:
+    stream = EventEcho(ECHO, Scrub(NAME, "ft1:1"), 10_000, wanted)
+    for parts, end in [(PARTS[:3], ENDS[0]), *sent, *sent, (PARTS[:1], ENDS[0])]:
+        alone = EventEcho(ECHO, Scrub(NAME, "ft1:1"), 10_000, wanted)
+        event = f"data: {{{','.join(parts)}}}{end}".encode()
+        counted = stream.tokens.counted
+        assert stream.feed(event) == alone.feed(event)
+        assert stream.tokens.counted == (
+            counted if alone.tokens.counted == (None, None, None) else alone.tokens.counted
+        )
 
 
 def test_a_client_with_quotes_in_its_model_gets_them_back() -> None:

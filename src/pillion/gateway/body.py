@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pillion.core.errors import InvalidRequestError
-from pillion.gateway.tokens import Wanted
+from pillion.gateway.tokens import BACKSLASH, Wanted
 
 # The top level of the body: names, and values as they came.
 Document = dict[str, msgspec.Raw]
@@ -135,7 +135,8 @@ def read_document(raw: bytes) -> tuple[Document, str]:
 
 def may_hold_urls(raw: bytes) -> bool:
     """Whether there may be a member for media in this JSON: their names all end so. Or an escape that may stand for one."""
-    return b'url"' in raw or (b"\\" in raw and b"\\u" in raw)
+    # Bytes are searched by `find`, and one byte by `in` as a number: `in` takes bytes for a number first, and that is slow.
+    return raw.find(b'url"') >= 0 or (BACKSLASH in raw and raw.find(b"\\u") >= 0)
 
 
 def encode(document: Document, model: msgspec.Raw, salt: msgspec.Raw | None) -> bytes:

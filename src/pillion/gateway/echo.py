@@ -17,6 +17,7 @@ RESPONSE_DONE = re.compile(
 )
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\r\n|\r\n\n|\n\n|\r\r")
 _LONGEST_BOUNDARY = 4
+_NEWLINE, _RETURN = b"\n\r"
 
 
 class Echo:
@@ -58,6 +59,16 @@ class Echo:
             return b"".join([text[:at], self._echoed, text[end:]])
         return text.replace(exact, self._echoed) if text.count(b'"model"') == text.count(exact) else None
 
+    def opening(self, event: bytes) -> tuple[bytes, bytes]:
+        """How an event begins, up to its one `model`, and how that goes to the client; nothing where there is no such."""
+        at = event.find(self._exact)
+        end = at + len(self._exact)
+        if at < 0 or event.find(b'"model"') != at or event.find(b'"model"', end) >= 0:
+            return b"", b""
+        if event.find(b'"usage', 0, at) >= 0:
+            return b"", b""
+        return event[:end], event[:at] + self._echoed
+
     def _parsed(self, text: bytes) -> bytes:
         try:
             document = msgspec.json.decode(text)
@@ -78,7 +89,18 @@ class EventEcho:
     whether there was what ends a whole stream: `ends` in an event. Raises `EngineError` for an event over `limit` bytes.
     """
 
-    __slots__ = ("_echo", "_ends", "_limit", "_rest", "_scrub", "_wanted", "done", "tokens")
+    __slots__ = (
+        "_before",
+        "_echo",
+        "_ends",
+        "_for_client",
+        "_limit",
+        "_rest",
+        "_scrub",
+        "_wanted",
+        "done",
+        "tokens",
+    )
 
     def __init__(
         self,
@@ -94,6 +116,8 @@ class EventEcho:
         self._limit = limit
         self._wanted = wanted
         self._rest = bytearray()
+        # A stream's events begin alike: id, time and model. That is looked at once.
+        self._before = self._for_client = b""
         self.tokens = Tokens()
         self.done = False
 
@@ -121,16 +145,38 @@ class EventEcho:
 
     def _plain(self, event: bytes) -> bytes | None:
         """The usual packet: one whole event of one line, as engines print them. None for any other."""
+        before = self._before
+        if (
+            before
+            and event.startswith(before)
+            and (out := self._like_before(event[len(before) :])) is not None
+        ):
+            return out
         if event[:6] != b"data: " or event.find(b"\n") != len(event) - 2 or event[-2:] != b"\n\n":
             return None
-        if b"\r" in event or b'"error"' in event:
+        if _RETURN in event or event.find(b'"error"') >= 0:  # not `in`: see `body.may_hold_urls`
             return None
         out = self._echo.exact(event)
         if out is not None:
-            if event == b"data: [DONE]\n\n" or (self._ends is not DONE and self._ends.search(event)):
+            if self._ends is not DONE:
+                self.done = self.done or self._ends.search(event) is not None
+            elif event == b"data: [DONE]\n\n":
                 self.done = True
+            else:
+                self._before, self._for_client = self._echo.opening(event)
             out = self.tokens.sift(out, self._wanted)
         return out
+
+    def _like_before(self, rest: bytes) -> bytes | None:
+        """Of an event that begins as one before. None where there is more to look at than usage at its end."""
+        if rest[-2:] != b"\n\n" or _NEWLINE in rest[:-2] or _RETURN in rest:
+            return None
+        # Cheaper to find than with the quote that ends them, of which there are many more.
+        if rest.find(b'"model') >= 0 or rest.find(b'"error') >= 0:
+            return None
+        sifted = self.tokens.sift_plain(rest, self._wanted)
+        # Where all of an event is taken out, so is its beginning.
+        return None if sifted is None else self._for_client + sifted
 
     def _event(self, event: bytes) -> bytes:
         if (plain := self._plain(event)) is not None:

@@ -16,7 +16,8 @@ _STRING = rb"\"(?:[^\"\\]++|\\.)*+\""
 _OBJECT = rb"\{(?:[^{}\"]++|" + _STRING + rb"|\{(?:[^{}\"]++|" + _STRING + rb")*+\})*+\}"
 _USAGE = re.compile(rb'"usage"\s*:\s*(' + _OBJECT + rb"|null)(\s*,)?")
 _USUAL = b'"usage":{'
-_COMMA = ord(",")
+BACKSLASH = ord("\\")
+_COMMA, _QUOTE, _OPENS = b',"{'
 _NO_CHOICE = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 
@@ -57,6 +58,13 @@ class Tokens:
         plain = None if at < 0 else self._plain(event, at, wanted)
         return self.sift_any(event, wanted) if plain is None else plain
 
+    def sift_plain(self, rest: bytes, wanted: Wanted) -> bytes | None:
+        """The end of an event, without that usage; None where it is not as engines print it, or there is nothing else."""
+        at = rest.rfind(_USUAL[1:]) - 1
+        if at < 0:
+            return None if rest.find(b'"usage') >= 0 else rest
+        return self._plain(rest, at, wanted) if rest[at] == _QUOTE else None
+
     def sift_any(self, event: bytes, wanted: Wanted) -> bytes:
         """The same, however its JSON is printed."""
         if b'"usage"' not in event:
@@ -81,10 +89,10 @@ class Tokens:
         """The same, and quicker, for usage as engines print it, at `at`: an object of numbers. None for any other."""
         end = event.find(b"}", at) + 1
         found = event[at + 8 : end]
-        if b"\\" in found or found.count(b"{") != 1 or found.count(b'"') & 1:
+        if not found or BACKSLASH in found or _OPENS in found[1:] or found.count(b'"') & 1:
             return None
         if wanted is Wanted.NOTHING or wanted is Wanted.AT_THE_END:
-            if b'"choices":[{' not in event or event[at - 1] != _COMMA:
+            if event.find(b'"choices":[{') < 0 or event[at - 1] != _COMMA:
                 return None
             event = event[: at - 1] + event[end:]
         self._last = found
