@@ -92,7 +92,8 @@ def test_events_of_every_form_however_they_are_cut(text: str, expected: str | No
 PARTS = [
     f'"model":"{NAME}"', '"model":"other"', '"id":"x"', '"id":"y"', '"usage":{"prompt_tokens":1,"completion_tokens":2}',
     '"usage":null', '"usage": {"prompt_tokens":3}', '"my_usage":{"prompt_tokens":4}', '"choices":[{"delta":{}}]',
-    '"choices":[]', '"usage":{"prompt_tokens":7', '"choices":[{"delta":{"content":"\\"model\\":\\"usage\\":{"}}]', '"error":{"message":"no"}',
+    '"choices":[]', '"usage":{"prompt_tokens":7',
+    '"choices":[{"delta":{"content":"\\"model\\":\\"usage\\":{"}}]', '"error":{"message":"no"}',
     '"error":null', '"models":1', '"x":{"usage":{"prompt_tokens":5}}', '"x":{"model":"mine"}', '"x":"}{,"',
     '"usage":{"prompt_tokens":6,"prompt_tokens_details":{"cached_tokens":1}}',
 ]  # fmt: skip
