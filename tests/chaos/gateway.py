@@ -52,7 +52,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as it was sent. `good`: engines by identity that could answer it then, and its name there.
+    """A request as it was sent. `good`: engines by identity that could answer it then, its name there, and how often that
+    was shut out before.
 
     `lives` of the gateway, `ahead` of the clock.
     """
@@ -61,7 +62,7 @@ class Asked:
     model: str
     began: float
     route: Route | None
-    good: set[tuple[str, str]]
+    good: set[tuple[str, str, int]]
     lives: int
     ahead: float
 

@@ -9,6 +9,7 @@ import itertools
 import random
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,6 +106,7 @@ class Engine:
             slots=config.slots,
         )
         self._agents: set[Any] = set()
+        self.shut_out: Counter[str] = Counter()
         self.killed = False
         self._served = Served(self._answer, record.port)
 
@@ -152,6 +154,9 @@ class Engine:
         authorization = dict(scope.get("headers", ())).get(b"authorization", b"")
         if authorization == f"Bearer {self.spec.engine_key}".encode():
             self._agents.add(scope["client"])
+        name, _, verb = scope.get("path", "").removeprefix("/pillion/v1/adapters/").partition("/")
+        if scope.get("method") == "DELETE" or verb == "close":
+            self.shut_out[name] += 1
         await self.gate(scope, receive, send)
 
 

@@ -282,13 +282,13 @@ class Site(Lives):
             account, model, self.clock(), route, self._good(route), self.gateway.lives, self.clock.ahead
         )
 
-    def _good(self, route: Route | None) -> set[tuple[str, str]]:
+    def _good(self, route: Route | None) -> set[tuple[str, str, int]]:
         """Engines' identities, and what the route is to: they answer with it, and the gateway knows that they do."""
         if route is None:
             return set()
         engines = {engine.url: engine for engine in self.engines() if engine.well}
         return {
-            (engine.record.identity, route.upstream_name)
+            (engine.record.identity, route.upstream_name, engine.shut_out[route.upstream_name])
             for candidate in route.candidates
             if candidate.resident and (engine := engines.get(candidate.replica.url)) is not None
             if engine.holds(route.upstream_name) and engine.spec.infer_key == candidate.replica.infer_key
@@ -308,7 +308,7 @@ class Site(Lives):
         now = self.gateway.route(self.accounts[asked.account].account, asked.model)
         could = asked.good & self._good(now)
         if answer.broken and answer.status == 200:
-            served, well = answer.headers.get("x-pillion-replica"), {identity for identity, _ in could}
+            served, well = answer.headers.get("x-pillion-replica"), {identity for identity, *_ in could}
             if any(e.spec.id == served and e.record.identity in well for e in self.engines()):
                 wrong.append(f"cut off, and its engine was well: {about}")
             elif b'"error"' not in answer.raw[-1000:]:
