@@ -39,9 +39,9 @@ from pillion.core import snapshot as wire
 from pillion.core.routing import Routes
 from pillion.gateway.balance import Balance
 from pillion.gateway.knowledge import Knowledge
-from pillion.gateway.outbound import Pool
 from pillion.gateway.outbox import Outbox
 from pillion.gateway.plans import Plans
+from pillion.gateway.pool import Pool
 from pillion.store import tables
 from pillion.store.database import Database
 from placement import BASE, until

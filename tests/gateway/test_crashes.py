@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -19,8 +20,11 @@ from pillion.core.usage import LOST, Used
 from pillion.gateway import server
 from pillion.gateway.balance import Balance
 from pillion.gateway.cold import Cold
-from pillion.gateway.outbound import Outbound, Pool
+from pillion.gateway.exchange import InferenceExchange
+from pillion.gateway.outbound import Outbound
 from pillion.gateway.outbox import Outbox
+from pillion.gateway.placing import Placing
+from pillion.gateway.pool import Pool
 from pillion.gateway.replies import ReplyHead
 from pillion.gateway.spool import Spool
 from tests.gateway.site import Control, Engine, Site, chat, chunk, fleet, free_url, open_stream, site
@@ -221,6 +225,36 @@ async def in_pieces(request: web.Request, body: dict[str, Any]) -> web.StreamRes
         await asyncio.sleep(0.01)
     await response.write(b"data: [DONE]\n\n")
     return response
+
+
+async def test_a_request_that_is_over_is_forgotten(place: Place) -> None:
+    """Whatever came of it, and without the collector, which the gateway has run seldom."""
+    begun, over, place.engine.behave = asyncio.Event(), asyncio.Event(), in_pieces
+
+    async def hold(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        begun.set()
+        await over.wait()
+        return await chat(request, body)
+
+    def any_left() -> bool:
+        return any(isinstance(one, InferenceExchange | Placing) for one in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert [await place.ask(stream) for stream in (False, True)] == ["answered", "answered"]
+        assert (await place.site.chat(place.key, "nobody"))[0] == 404
+        place.engine.behave = hold
+        leaving = asyncio.ensure_future(place.ask(False))
+        await begun.wait()
+        assert any_left()
+        leaving.cancel()
+        async with asyncio.timeout(10):
+            while any_left():
+                await asyncio.sleep(0.01)  # the watch has those that it saw until it looks again
+    finally:
+        gc.enable()
+        over.set()
 
 
 @pytest.mark.parametrize("stream", [False, True])

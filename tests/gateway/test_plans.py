@@ -16,9 +16,9 @@ from pillion.core.routing import Route, Routes
 from pillion.core.snapshot import Canary, Instance, Replica, Snapshot, decode_news, encode
 from pillion.core.standing import COLD
 from pillion.gateway.knowledge import Knowledge
-from pillion.gateway.outbound import Pool
 from pillion.gateway.outbox import Outbox
 from pillion.gateway.plans import Plans
+from pillion.gateway.pool import Pool
 from tests.gateway.world import ACME, BASE, OTHER, make_adapter, make_instance, make_replica, make_snapshot
 from tests.snapshots import difference
 

@@ -12,14 +12,15 @@ from pillion.core.errors import MethodNotAllowedError, model_not_found
 from pillion.gateway import headers
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.config import Limits
+from pillion.gateway.house import Exchange, House
 from pillion.gateway.http import Answer, Head, json_answer
-from pillion.gateway.inbound import Exchange, House, Inbound
+from pillion.gateway.inbound import Inbound
 from pillion.gateway.inference import Inference
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import CONTENT_TYPE, Metrics
 from pillion.gateway.onward import CONTAINER, ToContainer, ToControl
-from pillion.gateway.outbound import Pool
 from pillion.gateway.outbox import Outbox
+from pillion.gateway.pool import Pool
 from pillion.gateway.wire import Heads
 
 # First segments under /v1/ that are control's. Any other POST there is inference.

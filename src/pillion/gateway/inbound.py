@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import traceback
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from pillion.core.errors import InvalidRequestError, PillionError
 from pillion.gateway import http
-from pillion.gateway.config import Limits
+from pillion.gateway.house import Exchange, House
 from pillion.gateway.http import STATUS_LINES, Answer, Head, error_answer
-from pillion.gateway.outbox import Outbox
-from pillion.gateway.wire import Heads, Malformed, Reader
+from pillion.gateway.wire import Malformed, Reader
 
 log = structlog.get_logger(__name__)
 
@@ -23,61 +21,6 @@ HIGH_WATER = 64 * 2**10
 CLIENT_LEFT = 499
 # A request behind one that is still answered waits here; its sender waits where it is longer.
 MAX_WAITING = 64 * 2**10
-
-
-class Exchange(Protocol):
-    """Answers one request, by calling `answer`, or `begin`, `write` and `end`, or `cut`, on its connection.
-
-    `patient`: a body may take as long as it keeps coming; else all of it must come within the limit.
-    """
-
-    kind: str
-    patient: bool
-
-    def body(self, data: bytes) -> None:
-        """A part of the request's body."""
-
-    def body_end(self) -> None:
-        """The request is whole."""
-
-    def left(self) -> None:
-        """The client has gone: nothing more may be written."""
-
-    def client_full(self, full: bool) -> None:
-        """Whether the client takes less than was written to it."""
-
-    def crashed(self) -> None:
-        """It raised what nobody expected, which is being handled: lets go of all it has, and has its connection `crash`."""
-
-
-class House(Protocol):
-    """What stands behind the connections."""
-
-    limits: Limits
-    heads: Heads
-    timer: Callable[[], float]
-    outbox: Outbox
-    draining: bool
-
-    def request_id(self, head: Head) -> str: ...
-
-    def date(self) -> bytes:
-        """Now, as HTTP says it."""
-        ...
-
-    def receive(self, head: Head, connection: Inbound) -> Exchange | None:
-        """Begins to answer; None where it is answered already. Raises `PillionError`."""
-        ...
-
-    def answered(self, kind: str, status: int) -> None: ...
-
-    def malformed(self, status: int) -> None: ...
-
-    def first_byte(self, kind: str, seconds: float) -> None: ...
-
-    def opened(self, connection: Inbound) -> None: ...
-
-    def closed(self, connection: Inbound) -> None: ...
 
 
 class Inbound(asyncio.Protocol):

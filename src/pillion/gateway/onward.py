@@ -13,11 +13,13 @@ from pillion.core.snapshot import Instance
 from pillion.gateway import headers, http
 from pillion.gateway.auth import Doorkeeper
 from pillion.gateway.balance import Balance
+from pillion.gateway.house import Exchange
 from pillion.gateway.http import Fields, Head
-from pillion.gateway.inbound import Exchange, Inbound
+from pillion.gateway.inbound import Inbound
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.metrics import Metrics
-from pillion.gateway.outbound import Asker, Origin, Outbound, Pool
+from pillion.gateway.outbound import Asker, Origin, Outbound
+from pillion.gateway.pool import Pool
 from pillion.gateway.replies import ReplyHead
 
 CONTAINER = re.compile(r"/inference-instances/(?P<id>[^/]*)/proxy(?P<path>/.*)?")

@@ -16,7 +16,7 @@ from pillion.gateway.echo import Echo
 from pillion.gateway.faults import Scrub
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.outbound import Origin as Address
-from pillion.gateway.outbound import Pool
+from pillion.gateway.pool import Pool
 from pillion.gateway.tokens import Wanted
 
 MAX_PLANS = 8192

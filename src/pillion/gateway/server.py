@@ -36,9 +36,9 @@ from pillion.gateway.limits import KeyLimits
 from pillion.gateway.metering import Meter, told_in_log
 from pillion.gateway.metrics import Metrics
 from pillion.gateway.onward import ToContainer, ToControl
-from pillion.gateway.outbound import Pool
 from pillion.gateway.outbox import Outbox
 from pillion.gateway.plans import Plans
+from pillion.gateway.pool import Pool
 from pillion.gateway.reports import ControlLedger, Reports, Sharing, UntoldError
 from pillion.gateway.siblings import Siblings
 from pillion.gateway.spool import own_and_orphans

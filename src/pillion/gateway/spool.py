@@ -1,7 +1,7 @@
 """Usage on disk until control has it: one append-only log per gateway process, in segments.
 
-A record is `length, crc32, payload` (payload: msgpack). What cannot be read, and is not the end of it all, is passed over
-to the next record that can: its sequences are missing from then on, of which control is told.
+What cannot be read, and is not the end of it all, is passed over to the next record that can: its sequences are missing
+from then on, of which control is told.
 
 An admission opens a request under a number of this log; what is
 told closes it and has a sequence of its own. Sequences are given in the order of completion, so that what control
@@ -14,10 +14,8 @@ import fcntl
 import mmap
 import os
 import secrets
-import struct
 import zlib
 from collections import deque
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -25,15 +23,14 @@ import msgspec
 import structlog
 
 from pillion.core.usage import Told, Used
-from pillion.gateway.records import Begun, Closed, Known, Opened, Record, decode
+from pillion.gateway.frames import FRAME, MAX_RECORD, records, rest
+from pillion.gateway.records import Begun, Closed, Known, Opened, Record
 
 log = structlog.get_logger(__name__)
 
 SEGMENT_BYTES = 8 * 2**20
-MAX_RECORD = 2**16
 # What was told last is in memory too: control takes it from there, and from the files only where it is far behind.
 AT_HAND = 20_000
-_FRAME = struct.Struct("<II")
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -167,7 +164,7 @@ class Spool:
             if segment.last <= seq:
                 continue
             at = self._read[1] if self._read[0] is segment and self._read[2] <= seq else 0
-            for record, _, end in _records(segment.path, segment.size, at):
+            for record, _, end in records(segment.path, segment.size, at):
                 if not isinstance(record, Closed) or record.told.seq <= seq:
                     continue
                 told = record.told.seq
@@ -211,11 +208,11 @@ class Spool:
             segment = self._rotate()
         assert self._pages is not None
         start = segment.size
-        at = start + _FRAME.size
-        _FRAME.pack_into(self._pages, start, size, zlib.crc32(payload))
+        at = start + FRAME.size
+        FRAME.pack_into(self._pages, start, size, zlib.crc32(payload))
         self._pages[at : at + size] = payload
         segment.size = at + size
-        self._bytes += _FRAME.size + size
+        self._bytes += FRAME.size + size
 
     def _told(self, number: int) -> None:
         segment = self._segments[-1]
@@ -234,7 +231,7 @@ class Spool:
         index = int(self._segments[-1].path.stem) + 1 if self._segments else 1
         segment = _Segment(self.directory / f"{index:08}.log")
         self._file = os.open(segment.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        room = SEGMENT_BYTES + _FRAME.size + MAX_RECORD
+        room = SEGMENT_BYTES + FRAME.size + MAX_RECORD
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self._file, 0, room)
         else:
@@ -263,14 +260,14 @@ class Spool:
         for path in paths:
             segment = _Segment(path)
             self._segments.append(segment)
-            for record, start, end in _records(path, path.stat().st_size):
+            for record, start, end in records(path, path.stat().st_size):
                 if start > segment.size:
                     self._damage(path, segment.size, start)
                 segment.size = end
                 if first is None and isinstance(record, Begun | Closed):
                     first = record.seq if isinstance(record, Begun) else record.told.seq
                 self._recall(record, segment, lost)
-            if path != paths[-1] and _rest(path, segment.size):
+            if path != paths[-1] and rest(path, segment.size):
                 self._damage(path, segment.size, path.stat().st_size)
             # What control is told must be here after any end of the machine, or sequences would be given again.
             with path.open("rb+") as file:
@@ -351,54 +348,3 @@ def _locked(directory: Path, make: bool) -> int:
         os.close(lock)
         raise SpoolBusyError(str(directory)) from error
     return lock
-
-
-def _records(path: Path, until: int, at: int = 0) -> Iterator[tuple[Record, int, int]]:
-    """Each record from `at` to `until`, and from where to where it goes. What is none is passed over."""
-    with path.open("rb") as file:
-        while at + _FRAME.size <= until:
-            file.seek(at)
-            head = file.read(_FRAME.size)
-            size, _ = _FRAME.unpack(head)
-            record, end = _read(head + file.read(min(size, MAX_RECORD)), 0, until - at)
-            if record is None:
-                found = _next(_rest(path, at)[: until - at])
-                if found is None:
-                    return
-                at += found
-                continue
-            yield record, at, at + end
-            at += end
-
-
-def _read(data: bytes, at: int, until: int) -> tuple[Record | None, int]:
-    """The record that begins at `at`, if there is one, and where it ends."""
-    if at + _FRAME.size > until:
-        return None, at
-    size, crc = _FRAME.unpack_from(data, at)
-    end = at + _FRAME.size + size
-    if (
-        not 0 < size <= MAX_RECORD
-        or end > min(until, len(data))
-        or zlib.crc32(data[at + _FRAME.size : end]) != crc
-    ):
-        return None, at
-    try:
-        return decode(data[at + _FRAME.size : end]), end
-    except msgspec.MsgspecError:
-        return None, at
-
-
-def _rest(path: Path, at: int) -> bytes:
-    """What is behind `at`, without the zeros that a segment ends with before it is full."""
-    with path.open("rb") as file:
-        file.seek(at)
-        return file.read().rstrip(b"\0")
-
-
-def _next(data: bytes) -> int | None:
-    """Where the first record behind the first byte begins."""
-    for at in range(1, len(data)):
-        if _read(data, at, len(data))[0] is not None:
-            return at
-    return None
