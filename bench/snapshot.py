@@ -38,6 +38,7 @@ from engine import machine
 from pillion.core import snapshot as wire
 from pillion.core.routing import Routes
 from pillion.gateway.balance import Balance
+from pillion.gateway.kept import KeptSnapshot
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.outbox import Outbox
 from pillion.gateway.plans import Plans
@@ -96,8 +97,9 @@ def changes(root: Path, adapters: int, accounts: int, count: int, kept: Path) ->
         for line in lines:
             line.close()
     worker = root / "data" / "gateway" / "worker-0"
-    whole = wire.decode((worker / "snapshot.msgpack").read_bytes())
-    kept.write_bytes(wire.encode(whole))
+    read = KeptSnapshot(worker).read()
+    assert read is not None
+    kept.write_bytes(wire.encode(wire.decode(read[0])))
     return {"made": quantiles(made), "revoked": quantiles(revoked)}
 
 
