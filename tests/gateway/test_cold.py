@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -61,17 +62,17 @@ class Place:
 
     def instance(self, *agents: Agent, **fields: Any) -> Instance:
         names = {id(self.a): "a", id(self.b): "b"}
+        warm = fields.pop("warm", ())
         replicas = (
             make_replica(
                 names[id(agent)],
-                *((COLD,) if agent in fields.get("warm", ()) else ()),
+                *((COLD,) if agent in warm else ()),
                 url=agent.engine.url,
                 agent_url=agent.url,
                 load_key=f"load-{names[id(agent)]}",
             )
             for agent in agents
         )
-        fields.pop("warm", None)
         return make_instance(1, *replicas, **({"on_demand": True, "max_rank": 8} | fields))
 
     async def only(self, *agents: Agent, adapter: Adapter = COLD, **fields: Any) -> None:
@@ -201,6 +202,34 @@ async def test_a_broken_adapter_is_told_by_its_failure_and_tried_twice_at_most(p
     assert "adp_" not in body["error"]["message"]
     assert "changes nothing" in body["error"]["message"]
     assert place.asked == 2
+
+
+@pytest.mark.parametrize("how", ["broken", "full"])
+async def test_who_has_it_answers_however_busy_where_another_did_not_load_it(place: Place, how: str) -> None:
+    async def answer() -> web.Response:
+        code = "adapter_ineffective" if how == "broken" else "instance_at_capacity"
+        return refusal(502 if how == "broken" else 503, code)
+
+    async def busy(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if body["model"] != COLD.engine_name:
+            await go.wait()
+        return await chat(request, body)
+
+    go = asyncio.Event()
+    place.a.engine.behave, place.b.answer = busy, answer
+    await place.only(place.a, warm=(place.a,))
+    crowd = [asyncio.create_task(place.town.site.chat(place.town.key, COLD.base)) for _ in range(40)]
+    while len(place.a.engine.asked) < len(crowd):
+        await asyncio.sleep(0)
+    there = place.instance(place.a, place.b, warm=(place.a,))
+    another = msgspec.structs.replace(there.replicas[1], id="c")
+    there = msgspec.structs.replace(there, replicas=(*there.replicas, another))
+    await place.town.publish(place.town.entry, COLD, there)
+    status, headers, _ = await place.chat()
+    assert (status, headers["x-pillion-replica"]) == (200, "a")
+    assert len(place.b.asked) == 1
+    go.set()
+    assert {status for status, *_ in await asyncio.gather(*crowd)} == {200}
 
 
 @pytest.mark.parametrize("how", ["refused", "rejected", "nonsense"])

@@ -117,12 +117,10 @@ async def agent(world: World, engine_python: Path) -> AsyncIterator[AgentClient]
 async def test_it_comes_up_in_stages(world: World, agent: AgentClient) -> None:
     seen: list[str] = []
     status = await agent.until(lambda s: seen.append(s.stage) or s.ready, deadline_s=START_S)
-    assert [stage for n, stage in enumerate(seen) if n == 0 or seen[n - 1] != stage] == [
-        "starting",
-        "loading",
-        "warming",
-        "ready",
-    ]
+    # One that is short may fall between two looks.
+    order = ["starting", "loading", "warming", "ready"]
+    assert [order.index(stage) for stage in seen] == sorted(order.index(stage) for stage in seen)
+    assert (seen[0], seen[-1], len(set(seen)) >= 3) == ("starting", "ready", True)
     assert status.engine["name"] == "vllm"
     assert status.engine["max_requests"] == 16
     processes = arguments_of_session(status.engine["pid"])

@@ -221,6 +221,12 @@ class Placing:
     def _best(self, route: Route) -> Candidate:
         """Of those that are left. Raises `PillionError`."""
         tries, balance = self._tries, self._in.balance
+        if tries.unloaded:  # however busy those are that have it
+            cold = {other.replica.id for other in route.candidates if not other.resident}
+            warm = balance.choose(route, tries.excluded | cold)
+            if warm is not None and not balance.out(warm.replica.id):
+                return warm
+            tries.load_again(route)
         if tries.excluded or tries.avoided:
             candidate = balance.choose(route, tries.excluded | tries.avoided)
             candidate = candidate or balance.choose(route, tries.excluded)
@@ -311,7 +317,7 @@ class Placing:
         self._waiting, plan = None, self._waited()
         try:
             if asked.outcome not in (Outcome.LOADED, Outcome.THERE):
-                self._tries.not_loaded(self._let_go(), asked, plan.route)
+                self._tries.not_loaded(self._let_go(), asked)
                 self.place()
                 return
             if asked.outcome is Outcome.LOADED:

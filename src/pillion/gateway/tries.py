@@ -35,7 +35,8 @@ class Tries:
         self._lost = 0
         self._absent: dict[str, str] = {}
         self._evicted: dict[str, int] = {}
-        self._full = False
+        self._full = self._late = False
+        self.unloaded = False
         self._broken: list[Asked] = []
         self.excluded: set[str] = set()
         self.avoided: set[str] = set()
@@ -58,17 +59,22 @@ class Tries:
         if self._evicted[replica] >= MAX_EVICTED:
             self.absent(replica, name)
 
-    def not_loaded(self, replica: str, asked: Asked, route: Route) -> None:
-        """It was asked to load and did not. Raises `PillionError` where no other is to be asked."""
+    def not_loaded(self, replica: str, asked: Asked) -> None:
+        """It was asked to load and did not."""
         self.excluded.add(replica)
         self.reason = "not_loaded"
-        if asked.outcome is Outcome.LATE:
-            raise late(route)
+        self.unloaded = True
+        self._late = self._late or asked.outcome is Outcome.LATE
         self._full = self._full or asked.outcome is Outcome.FULL
         if asked.outcome is Outcome.FAILED:
             self._broken.append(asked)
-            if len(self._broken) >= MAX_FAILED:
-                raise failed(route, asked.error)
+
+    def load_again(self, route: Route) -> None:
+        """Yet another is to be asked to load it. Raises `PillionError` where that is one too many."""
+        if self._late:
+            raise late(route)
+        if len(self._broken) >= MAX_FAILED:
+            raise failed(route, self._broken[-1].error)
 
     def ask_for(self, name: str) -> None:
         """This is asked for from now on: who did not have another version may well have this one."""
