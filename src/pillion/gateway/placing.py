@@ -222,8 +222,7 @@ class Placing:
         """Of those that are left. Raises `PillionError`."""
         tries, balance = self._tries, self._in.balance
         if tries.unloaded:  # however busy those are that have it
-            cold = {other.replica.id for other in route.candidates if not other.resident}
-            warm = balance.choose(route, tries.excluded | cold)
+            warm = self._warm(route)
             if warm is not None and not balance.out(warm.replica.id):
                 return warm
             tries.load_again(route)
@@ -258,11 +257,15 @@ class Placing:
         """It, or where its account may have no more loads now one that has the adapter. Raises `RateLimitError`."""
         if self._in.cold.under_way(route, candidate) or (refusal := self._in.fair.load(self._key)) is None:
             return candidate
-        cold = {other.replica.id for other in route.candidates if not other.resident}
-        warm = self._in.balance.choose(route, cold | self._tries.excluded)
+        warm = self._warm(route)
         if warm is None:
             raise refusal
         return warm
+
+    def _warm(self, route: Route) -> Candidate | None:
+        """The best of those that have the adapter and are left."""
+        cold = {other.replica.id for other in route.candidates if not other.resident}
+        return self._in.balance.choose(route, self._tries.excluded | cold)
 
     def _connect(self, plan: Plan) -> None:
         """Now, or where that is a pool's and busy, when it is this account's turn."""
