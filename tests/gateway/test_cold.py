@@ -232,6 +232,23 @@ async def test_who_has_it_answers_however_busy_where_another_did_not_load_it(pla
     assert {status for status, *_ in await asyncio.gather(*crowd)} == {200}
 
 
+async def test_who_has_it_and_failed_of_late_is_asked_before_the_request_is_refused(place: Place) -> None:
+    async def broken() -> web.Response:
+        return refusal(502, "artifact_missing")
+
+    place.a.engine.behave, place.b.answer = die, broken
+    await place.only(place.a, warm=(place.a,))
+    assert (await place.chat())[0] == 503
+    place.a.engine.behave = chat
+    there = place.instance(place.a, place.b, warm=(place.a,))
+    others = (msgspec.structs.replace(there.replicas[1], id=id) for id in "cd")
+    there = msgspec.structs.replace(there, replicas=(*there.replicas, *others))
+    await place.town.publish(place.town.entry, COLD, there)
+    status, headers, _ = await place.chat()
+    assert (status, headers["x-pillion-replica"]) == (200, "a")
+    assert len(place.b.asked) == 2, "those that did not fail come first"
+
+
 @pytest.mark.parametrize("how", ["refused", "rejected", "nonsense"])
 async def test_an_agent_that_is_away_or_does_not_trust_us_is_passed_over(place: Place, how: str) -> None:
     async def rejects() -> web.Response:

@@ -221,11 +221,12 @@ class Placing:
     def _best(self, route: Route) -> Candidate:
         """Of those that are left. Raises `PillionError`."""
         tries, balance = self._tries, self._in.balance
-        if tries.unloaded:  # however busy those are that have it
-            warm = self._warm(route)
-            if warm is not None and not balance.out(warm.replica.id):
+        if tries.unloaded:  # however busy those are that have it, and before it is refused though they failed of late
+            warm, refusal = self._warm(route), tries.enough(route)
+            if warm is not None and (refusal is not None or not balance.out(warm.replica.id)):
                 return warm
-            tries.load_again(route)
+            if refusal is not None:
+                raise refusal
         if tries.excluded or tries.avoided:
             candidate = balance.choose(route, tries.excluded | tries.avoided)
             candidate = candidate or balance.choose(route, tries.excluded)

@@ -69,12 +69,13 @@ class Tries:
         if asked.outcome is Outcome.FAILED:
             self._broken.append(asked)
 
-    def load_again(self, route: Route) -> None:
-        """Yet another is to be asked to load it. Raises `PillionError` where that is one too many."""
+    def enough(self, route: Route) -> PillionError | None:
+        """Why no other is to be asked to load it."""
         if self._late:
-            raise late(route)
+            return late(route)
         if len(self._broken) >= MAX_FAILED:
-            raise failed(route, self._broken[-1].error)
+            return failed(route, self._broken[-1].error)
+        return None
 
     def ask_for(self, name: str) -> None:
         """This is asked for from now on: who did not have another version may well have this one."""
