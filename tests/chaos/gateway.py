@@ -19,6 +19,7 @@ from pillion.gateway.app import Gateway
 from pillion.gateway.config import GatewayConfig, Limits
 from pillion.gateway.inbound import Inbound
 from pillion.gateway.server import _gateway
+from tests.chaos.nodes import Engine
 
 TOKEN = "internal"
 ANSWER_S = 30.0
@@ -53,7 +54,7 @@ class Answer:
 @dataclass(frozen=True)
 class Asked:
     """A request as it was sent. `good`: engines by identity that could answer it then, its name there, and how often that
-    was shut out before.
+    was shut out before. `engines`: those that ran then.
 
     `lives` of the gateway, `ahead` of the clock.
     """
@@ -63,6 +64,7 @@ class Asked:
     began: float
     route: Route | None
     good: set[tuple[str, str, int]]
+    engines: tuple[Engine, ...]
     lives: int
     ahead: float
 

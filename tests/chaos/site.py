@@ -204,6 +204,8 @@ class Site(Lives):
         await asyncio.sleep(0.005 if flying else 0)
 
         async def work_and_ask() -> Any:
+            if self.crashed:  # over what was under way
+                raise Crash
             given = await work()
             flying.extend(self.ask(who, model) for who, model in self.flying)
             await asyncio.sleep(0)
@@ -277,9 +279,10 @@ class Site(Lives):
         self._judge(asked, answer)
 
     def _about(self, account: int, model: str) -> Asked:
-        route = self.gateway.route(self.accounts[account].account, model)
+        route, now = self.gateway.route(self.accounts[account].account, model), self.clock()
+        engines = tuple(engine for engine in self.engines() if not engine.killed)
         return Asked(
-            account, model, self.clock(), route, self._good(route), self.gateway.lives, self.clock.ahead
+            account, model, now, route, self._good(route), engines, self.gateway.lives, self.clock.ahead
         )
 
     def _good(self, route: Route | None) -> set[tuple[str, str, int]]:
@@ -316,6 +319,8 @@ class Site(Lives):
             return
         if answer.status == 0:
             wrong.append(f"no answer: {about}")
+        elif b"Two replicas were lost" in answer.raw and not all(e.well for e in asked.engines):
+            return  # one that is silent counts as one, though it be only slow
         elif could and not self.gateway.overdrawn and b"quarantined" not in answer.raw:
             wrong.append(f"failed, and {len(could)} could have answered: {about}")
         elif answer.status == 500 or not answer.code:
