@@ -221,7 +221,8 @@ class Placing:
     def _best(self, route: Route) -> Candidate:
         """Of those that are left. Raises `PillionError`."""
         tries, balance = self._tries, self._in.balance
-        if tries.unloaded:  # however busy those are that have it, and before it is refused though they failed of late
+        if tries.unloaded:
+            # Who has it, however busy; and rather than refuse the request, though that one failed of late.
             warm, refusal = self._warm(route), tries.enough(route)
             if warm is not None and (refusal is not None or not balance.out(warm.replica.id)):
                 return warm
