@@ -236,7 +236,12 @@ async def test_faults(node: Node) -> None:
                 async with http.post(f"{engine.url}/sim/faults", json=body, headers=headers) as answer:
                     assert answer.status == code
         assert not await client.healthy(0.1)
+        hung = asyncio.create_task(post(engine, "/v1/completions", {"model": "tiny", "prompt": "hi"}))
+        for _ in range(3):
+            assert not await client.healthy(0.05)
+        assert not hung.done()
         engine.app.set_faults(Faults())
+        assert (await hung)["choices"], "as an engine that was stopped for a while"
         assert await client.healthy(5)
         await client.close()
 

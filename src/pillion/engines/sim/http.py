@@ -24,6 +24,7 @@ from pillion.engines.sim.stream import Stream
 from pillion.engines.sim.words import Voice
 
 MAX_BODY = 64 * 1024 * 1024
+HUNG_POLL_S = 0.02
 _YIELD_EVERY = 16
 _encode = msgspec.json.Encoder().encode
 
@@ -83,9 +84,9 @@ class SimApp:
             return
         patience = Patience(receive)
         try:
-            if self.faults.hang:
-                await patience.rest(None)
-            await self._route(scope, receive, send, patience)
+            while self.faults.hang:
+                await patience.rest(HUNG_POLL_S)
+            await self._route(scope, patience.receive, send, patience)
         except AskError as error:
             await _answer(send, error.status, error.body())
         except (ClientLeftError, ClientLeft):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
-from pillion.engines.plugin.pillion_engine.asgi import Receive
+from pillion.engines.plugin.pillion_engine.asgi import Message, Receive
 
 
 class ClientLeftError(Exception):
@@ -12,14 +13,19 @@ class ClientLeftError(Exception):
 
 
 class Patience:
-    """One request's waits. `receive` is read only once somebody waits."""
+    """One request's waits. What the client sends meanwhile is kept for `receive`."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._came: deque[Message] = deque()
         self._listening: asyncio.Task[None] | None = None
 
-    async def rest(self, seconds: float | None) -> None:
-        """Sleeps; None is for ever. Raises `ClientLeftError` as soon as the client is gone."""
+    async def receive(self) -> Message:
+        self.end()
+        return self._came.popleft() if self._came else await self._receive()
+
+    async def rest(self, seconds: float) -> None:
+        """Sleeps. Raises `ClientLeftError` as soon as the client is gone."""
         if seconds == 0:
             return
         if self._listening is None:
@@ -31,7 +37,8 @@ class Patience:
     def end(self) -> None:
         if self._listening is not None:
             self._listening.cancel()
+            self._listening = None
 
     async def _listen(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            continue
+        while (message := await self._receive())["type"] != "http.disconnect":
+            self._came.append(message)

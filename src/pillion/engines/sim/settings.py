@@ -14,7 +14,7 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What goes wrong from now on. Changed while it runs by `POST /sim/faults`.
 
     `crash`: dies at once, as by SIGKILL. `crash_on`: dies when a prompt contains this. `hang`: nothing
-    answers any more, health included. `refuse_load`, `ineffective`: adapters whose name contains this are
+    answers until that is over, health included. `refuse_load`, `ineffective`: adapters whose name contains this are
     refused, or are loaded and change nothing ("" for none, "*" for all). `slow`: all times, times this.
     """
 
