@@ -362,3 +362,25 @@ async def test_what_a_gateway_saw_goes_before_the_snapshot_until_that_is_newer()
     knowledge.confirm(104.0)
     assert cold.route(route) is route
     await cold.close()
+
+
+async def test_a_gateway_that_ends_asks_no_other_replica() -> None:
+    class Slow:
+        async def load(self, url: str, load_key: str, permit: bytes, of: Carried) -> Asked:
+            begun.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    def told(asked: Asked) -> None:
+        heard.append(asked)
+
+    begun, heard = asyncio.Event(), list[Asked]()
+    replica = make_replica("a", agent_url="http://agent")
+    routes = Routes(make_snapshot(COLD, make_instance(1, replica, on_demand=True, max_rank=8)))
+    cold = Cold(Slow(), Knowledge(lambda: 0.0, 1e9), lambda: 0.0, lambda result: None, 10.0)
+    route = routes.resolve(ACME, "ft1:1", None, 0.0)
+    cold.load(route, route.candidates[0], 60.0, told)
+    await begun.wait()
+    await cold.close()
+    await asyncio.sleep(0)
+    assert not heard

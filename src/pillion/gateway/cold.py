@@ -169,6 +169,9 @@ class Cold:
         self._see(replica, route.upstream_name, there=False)
 
     async def close(self) -> None:
+        """Who waits hears no more of it: another would be asked."""
+        for loading in self._loading.values():
+            loading.waiters.clear()
         tasks = [loading.task for loading in self._loading.values() if loading.task is not None]
         for task in tasks:
             task.cancel()
