@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -25,6 +27,7 @@ from pillion.core.errors import (
 )
 from pillion.core.replica import LoraSpec
 from pillion.store.rows import Attachment
+from pillion.store.transaction import Tx
 from tests.control.fakes import AgentServer, FakeFleet
 from tests.control.world import World, fleets, holds, stopped, ticks, until
 
@@ -732,6 +735,46 @@ class TestLeases:
         assert fleet.only is agent
         assert [g.entries for g in agent.grants[grants:]] == [entries]
         assert agent.rows == loaded
+
+    async def test_a_lease_of_which_nobody_knows_whether_it_is_committed_is_acquired_again(
+        self, world: World, fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else it acts under the lease, and its grants under the one before: agents refuse these for ever."""
+        async with world.control("before", run=False) as first:
+            who = await world.account(first)
+            task = asyncio.create_task(first.controller.run())
+            made = await world.launched(first, who)
+            await attachments.attach(first, who, made.id, (await world.adapter(first, who, "one")).id)
+            await holds(first, lambda: fleet.only.resident)
+            await stopped(task)
+            await first.controller.release()
+        async with world.control("after", run=False) as second:
+            adapter = await world.adapter(second, who, "two")
+            await attachments.attach(second, who, made.id, adapter.id)
+            transaction, lost = second.db.transaction, False
+
+            @asynccontextmanager
+            async def answer_lost() -> AsyncIterator[Tx]:
+                nonlocal lost
+                async with transaction() as tx:
+                    acquire, acquired = tx.leases.acquire, False
+
+                    async def noted(name: str, *rest: Any) -> Any:
+                        nonlocal acquired
+                        acquired = name == LEASE
+                        return await acquire(name, *rest)
+
+                    monkeypatch.setattr(tx.leases, "acquire", noted)
+                    yield tx
+                if acquired and not lost:
+                    lost = True
+                    raise ConnectionError("the connection broke after COMMIT")
+
+            monkeypatch.setattr(second.db, "transaction", answer_lost)
+            task = asyncio.create_task(second.controller.run())
+            await in_state(second, who, adapter, made.id, "ready")
+            await stopped(task)
+            assert lost
 
     async def test_ending_all_stops_replicas_and_keeps_wishes(self, world: World, fleet: FakeFleet) -> None:
         async with world.control("before", run=False) as first:

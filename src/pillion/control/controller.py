@@ -169,12 +169,14 @@ class Controller:
         now = self._control.clock()
         if self._lease is not None and self._lease.expires_at - now > LEASE_S / 2:
             return True
-        async with self._control.db.transaction() as tx:
-            if self._lease is not None:
+        if self._lease is not None:
+            async with self._control.db.transaction() as tx:
                 await tx.leases.renew(LEASE, self._lease.token, now, LEASE_S)
-                self._lease = msgspec.structs.replace(self._lease, expires_at=now + LEASE_S)
-                return True
-            self._lease = await tx.leases.acquire(LEASE, self._holder, now, LEASE_S)
+            self._lease = msgspec.structs.replace(self._lease, expires_at=now + LEASE_S)
+            return True
+        async with self._control.db.transaction() as tx:
+            acquired = await tx.leases.acquire(LEASE, self._holder, now, LEASE_S)
+        self._lease = acquired  # ours once it is committed, and not where nobody knows whether it is
         if self._lease is not None:
             await self._grants.begin(self._lease.token)
             self._failures = Failures()
