@@ -11,7 +11,7 @@ from pillion.store.rows import Instance, InstanceState
 from pillion.store.session import Session, owned
 from pillion.store.tables import instances
 
-ENDING = ("stopping", "stopped", "failed")
+ENDING = ("stopping", "stopped")
 
 
 class Instances:
