@@ -114,6 +114,24 @@ async def test_a_target_that_is_detached_meanwhile_leaves_the_source(
     await in_state(control, who, adapter, source, "ready")
 
 
+async def test_a_target_that_was_detached_and_is_loaded_again_leaves_the_source(
+    world: World, control: Control, who: Principal
+) -> None:
+    adapter, source, target = await attached(world, control, who)
+    agent_of(world, target).hold = True
+    await moves.move(control, who, adapter.id, source, target)
+    async with control.db.transaction() as tx:  # as `attachments.detach` does, which would wait for its end
+        there = await tx.attachments.find(who.account, adapter.row_id, target)
+        assert there is not None
+        await tx.attachments.mark_detaching(who.account, there.id)
+    await loads.load(control, who, adapter.id, Load(backends=[target], wait=False))
+    agent_of(world, target).hold = False
+    agent_of(world, target).converge()
+    await in_state(control, who, adapter, target, "ready")
+    await ticks(control, 3)
+    await in_state(control, who, adapter, source, "ready")
+
+
 async def test_what_cannot_be_moved(world: World, control: Control, who: Principal) -> None:
     adapter, source, target = await attached(world, control, who)
     other = await world.launched(control, who, model="other")

@@ -81,7 +81,7 @@ class Attachments:
     ) -> Attachment:
         """Change how an existing one is held: pin, TTL, load to attach.
 
-        One that failed, was evicted or is detaching begins again at `attaching`. Raises NotFoundError, ConflictError and
+        One that failed, was evicted or is detaching begins again at `attaching`, and takes no other's place. Raises NotFoundError, ConflictError and
         InstanceAtCapacityError as `create` does.
         """
         before = await self.get(account, id)
@@ -100,6 +100,7 @@ class Attachments:
             "ready": sa.case((anew, 0), else_=attachments.c.ready),
             "error_code": sa.case((anew, None), else_=attachments.c.error_code),
             "error_message": sa.case((anew, None), else_=attachments.c.error_message),
+            "replaces": sa.case((anew, None), else_=attachments.c.replaces),
         }
         statement = sa.update(attachments).where(owned(attachments, account), attachments.c.id == id)
         after = await self._session.one(statement.values(**values).returning(*attachments.c), Attachment)
