@@ -119,6 +119,12 @@ async def test_renew(tx: Tx, instance: Instance) -> None:
     anew = await tx.attachments.renew("acc_a", made.id, hold="attached", capacity=2, **fields)
     assert (anew.state, anew.ready, anew.error_code, anew.error_message) == ("attaching", 0, None, None)
 
+    await tx.attachments.mark_detaching("acc_a", made.id, drain_deadline_s=0.0)
+    anew = await tx.attachments.renew("acc_a", made.id, hold="loaded", capacity=2, **fields)
+    assert (anew.state, anew.drain_deadline_s) == ("attaching", 30.0), (
+        "it was cut off then, and not ever after"
+    )
+
 
 async def test_states(tx: Tx, instance: Instance) -> None:
     made = await attach(tx, await adapter(tx, "one"), instance)

@@ -131,6 +131,7 @@ async def attach_in(
             session_key=None,
             capacity=spec.lora.max_adapters,
             now=control.clock(),
+            drain_deadline_s=control.settings.drain_s,
         )
     return await tx.attachments.create(
         who.account,

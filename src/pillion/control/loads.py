@@ -200,6 +200,7 @@ async def _hold(
             session_key=wish.session_key,
             capacity=capacity,
             now=now,
+            drain_deadline_s=control.settings.drain_s,
         )
     return await tx.attachments.create(
         who.account,

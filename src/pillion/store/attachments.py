@@ -78,6 +78,7 @@ class Attachments:
         session_key: str | None,
         capacity: int,
         now: float,
+        drain_deadline_s: float = 30.0,
     ) -> Attachment:
         """Change how an existing one is held: pin, TTL, load to attach.
 
@@ -101,6 +102,7 @@ class Attachments:
             "error_code": sa.case((anew, None), else_=attachments.c.error_code),
             "error_message": sa.case((anew, None), else_=attachments.c.error_message),
             "replaces": sa.case((anew, None), else_=attachments.c.replaces),
+            "drain_deadline_s": sa.case((anew, drain_deadline_s), else_=attachments.c.drain_deadline_s),
         }
         statement = sa.update(attachments).where(owned(attachments, account), attachments.c.id == id)
         after = await self._session.one(statement.values(**values).returning(*attachments.c), Attachment)
