@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from pillion.control import attachments, loads, moves
+from pillion.control import attachments, instances, loads, moves
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.loads import Load
@@ -112,6 +112,24 @@ async def test_a_target_that_is_detached_meanwhile_leaves_the_source(
     await attachments.detach(control, who, target, adapter.id, force=True)
     await gone(control, who, adapter, target)
     await in_state(control, who, adapter, source, "ready")
+
+
+async def test_a_target_that_is_stopped_meanwhile_leaves_the_source(
+    world: World, control: Control, who: Principal
+) -> None:
+    adapter, source, target = await attached(world, control, who)
+    agent_of(world, target).hold = True
+    world.fleets["local"].deletes.clear()  # its replica drains yet, and loads what it was told to before
+    await moves.move(control, who, adapter.id, source, target)
+    await holds(control, lambda: agent_of(world, target).granted == {adapter.id})
+    await instances.stop(control, who, target)
+    agent_of(world, target).hold = False
+    agent_of(world, target).converge()
+    await ticks(control, 5)
+    world.fleets["local"].deletes.set()
+    await gone(control, who, adapter, target)
+    await in_state(control, who, adapter, source, "ready")
+    assert "move_failed" in await kinds(control, who, adapter)
 
 
 async def test_a_target_that_was_detached_and_is_loaded_again_leaves_the_source(

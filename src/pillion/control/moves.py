@@ -67,18 +67,23 @@ def settled(rows: Iterable[Attachment]) -> list[Settled]:
 
 
 async def settle(tx: Tx, move: Settled, subject: str, now: float) -> None:
-    """Detach the source, or give up the target. What changed since the wishes were read is left for the next look."""
+    """Detach the source, or give up the target: also one that is ready on an instance that is to stop, which would leave
+    the adapter nowhere. What changed since the wishes were read is left for the next look. Both instances are locked.
+    """
     row = await tx.attachments.get(move.attachment.account_id, move.attachment.id, lock=True)
     if row is None or row.replaces != move.source or row.state != move.attachment.state:
         return
     account = row.account_id
     await tx.attachments.replace(account, row.id, None)
     source = await tx.attachments.find(account, row.adapter_row_id, move.source)
-    leaving = source if move.made else row
+    target = await tx.instances.get(account, row.instance_id)
+    stays = target is not None and target.wanted == "running"
+    made = move.made and stays
+    leaving = source if made else row
     if leaving is not None:
         await tx.attachments.mark_detaching(account, leaving.id)
     detail: dict[str, object] = {"from": move.source, "to": row.instance_id}
-    if not move.made:
-        detail["error"] = row.error_message
-    kind = "moved" if move.made else "move_failed"
+    if not made:
+        detail["error"] = row.error_message if stays else f"instance {row.instance_id} was stopped"
+    kind = "moved" if made else "move_failed"
     await tx.events.append(account, at=now, kind=kind, subject=subject, detail=detail)
