@@ -13,6 +13,7 @@ from pillion.control.snapshots import Publisher
 from pillion.core import snapshot as wire
 from pillion.core.catalogue import Catalogue, CatalogueModel, Region
 from pillion.core.names import engine_name
+from pillion.core.permits import opened
 from pillion.core.replica import LoraSpec
 from pillion.store.rows import ApiKey, RegisteredModel, SnapshotRows
 from tests.control.things import DIGEST, NOW, adapter, attachment, instance, replica, resident, spec, status
@@ -85,6 +86,17 @@ def test_what_failed_everywhere_is_nowhere_and_what_failed_in_part_is_there() ->
     rows = [attachment(1, instance=1, state="failed"), attachment(2, instance=2, state="failed", ready=1)]
     _, _, (found,), _ = routed(adapters=[adapter()], attachments=rows)
     assert found.instances == (2,)
+
+
+@pytest.mark.parametrize("state", ["failed", "registered"])
+def test_the_time_of_what_failed_or_was_evicted_ends_too(state: str) -> None:
+    """On demand it may be loaded all the same, until then."""
+    taker = instance(spec=spec(lora=LoraSpec(True, on_demand=True)))
+    _, _, (found,), _ = routed(
+        adapters=[adapter()], attachments=[attachment(state=state, expires_at=5.0)], instances=[taker]
+    )
+    assert found.permit is not None
+    assert (found.instances, found.expires_at, opened(found.permit, b"key").expires_at) == ((), 5.0, 5.0)
 
 
 def test_a_replica_is_known_from_the_moment_its_agent_was_heard() -> None:

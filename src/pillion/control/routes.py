@@ -114,13 +114,15 @@ def _same(one: tuple[wire.Replica, ...], other: tuple[wire.Replica, ...]) -> boo
 
 def _own(rows: SnapshotRows, permits: Permits, takers: Takers) -> Owned:
     held: dict[int, list[Attachment]] = {}
+    staying: dict[int, list[Attachment]] = {}
     for attachment in rows.attachments:
         if attachment.state == "detaching":
             continue
-        # What failed or was evicted everywhere is not "being loaded".
+        staying.setdefault(attachment.adapter_row_id, []).append(attachment)
+        # What failed or was evicted everywhere is not "being loaded". Its time ends all the same.
         if attachment.state not in ("failed", "registered") or attachment.ready:
             held.setdefault(attachment.adapter_row_id, []).append(attachment)
-    over = {row.adapter.row_id: ends(row, held.get(row.adapter.row_id, ())) for row in rows.adapters}
+    over = {row.adapter.row_id: ends(row, staying.get(row.adapter.row_id, ())) for row in rows.adapters}
     signed = permits.of(((row, over[row.adapter.row_id]) for row in rows.adapters), takers, rows.tiers)
     return Owned(
         {row.lookup: _key(row, rows) for row in rows.keys},
