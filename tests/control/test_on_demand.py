@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from pillion.control import adapters, attachments, loads, sessions
+from pillion.control import adapters, attachments, instances, loads, sessions
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.loads import Load
@@ -15,7 +15,7 @@ from pillion.core.permits import Permit, PermitRefusedError, opened
 from pillion.core.replica import LoraSpec, Residency
 from pillion.store.rows import Adapter
 from tests.control.fakes import FakeAgent
-from tests.control.world import World, holds, ticks
+from tests.control.world import World, holds, ticks, until
 
 ON_DEMAND = LoraSpec(True, max_adapters=2, on_demand=True)
 
@@ -153,6 +153,30 @@ async def test_what_ended_stays_ended_until_it_is_loaded_anew(
     await holds(control, lambda: name not in agent.rows)
     await loads.load(control, who, row.id, Load())
     assert (await world.snapshot(control)).adapters[0].expires_at is None
+
+
+@pytest.mark.parametrize("leaves", ["evicted", "stopped"])
+async def test_what_leaves_before_its_time_is_over_keeps_it(
+    world: World, control: Control, who: Principal, leaves: str
+) -> None:
+    """Else it would be loaded on demand for ever."""
+    made = await world.launched(control, who, lora=LoraSpec(True, max_adapters=1, on_demand=True))
+    row, other = await world.adapter(control, who, "row"), await world.adapter(control, who, "other")
+    await loads.load(control, who, row.id, Load([made.id], ttl_seconds=60))
+    end = world.clock() + 60
+    if leaves == "evicted":
+        await loads.load(control, who, other.id, Load([made.id]))
+    else:
+        await instances.stop(control, who, made.id)
+        await world.launched(control, who, lora=ON_DEMAND)
+    await until(control, lambda: adapters.get(control, who, row.id), lambda a: not a.attachments)
+    snapshot = await world.snapshot(control)
+    (found,) = [a for a in snapshot.adapters if a.row_id == row.row_id]
+    assert found.expires_at == end
+    assert permit_of(world.fleets["local"].only, row, snapshot).expires_at == end
+    await loads.load(control, who, row.id, Load(wait=False))
+    (found,) = [a for a in (await world.snapshot(control)).adapters if a.row_id == row.row_id]
+    assert found.expires_at is None
 
 
 async def test_the_end_of_a_session_is_an_end(world: World, control: Control, who: Principal) -> None:

@@ -223,7 +223,17 @@ async def make_room(
         having[oldest.account_id] -= 1
         taken -= 1 + (oldest.adapter_row_id in canaries)
         await tx.attachments.mark_detaching(oldest.account_id, oldest.id)
+        await keep_end(tx, oldest)
         await _evicted(tx, oldest, now)
+
+
+async def keep_end(tx: Tx, row: Attachment) -> None:
+    """What leaves without having been asked to before its time was over: on demand it is served until then, not after."""
+    if row.expires_at is None:
+        return
+    left = await tx.attachments.list(row.account_id, adapter_row_id=row.adapter_row_id)
+    if all(other.id == row.id or other.state == "detaching" for other in left):
+        await tx.adapters.ended(row.account_id, row.adapter_row_id, row.expires_at)
 
 
 async def _evicted(tx: Tx, row: Attachment, now: float) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import msgspec
 import structlog
 
-from pillion.control import charges, flips, moves, on_demand, plan
+from pillion.control import attachments, charges, flips, moves, on_demand, plan
 from pillion.control.changes import Changes
 from pillion.control.context import Control
 from pillion.control.failures import Failures
@@ -373,6 +373,8 @@ class Controller:
     async def _forget(self, tx: Tx, attachment: Attachment) -> bool:
         """Its slot is free. False where it was asked for again since the wishes were read."""
         ended = attachment.instance_id not in self._wishes.instances
+        if ended and attachment.state != "detaching":
+            await attachments.keep_end(tx, attachment)
         return await tx.attachments.delete(attachment.account_id, attachment.id, in_any_state=ended)
 
     async def _end(self, tx: Tx, attachment: Attachment, now: float) -> None:

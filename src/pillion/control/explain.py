@@ -187,7 +187,7 @@ def _of_place(
         following.append(f"once it is served here, instance {row.replaces} lets it go")
     if row is not None and row.expires_at is not None:
         following.append(f"its time ends at {utc(row.expires_at)}; then it is unloaded")
-    if wish == "on_demand" and known.adapter.ended_at is not None:
+    if wish == "on_demand" and known.adapter.ended_at is not None and known.adapter.ended_at <= known.now:
         why_not.append(f"its time was over at {utc(known.adapter.ended_at)}")
         following.append("it is served again once it is loaded anew")
     elif wish == "on_demand":

@@ -137,7 +137,7 @@ class Adapters:
         return await self._update(account, row_id, canary_version=version, canary_share=share)
 
     async def ended(self, account: str, row_id: int, at: float | None) -> Adapter | None:
-        """Its time to live was over at `at`; None: it is loaded anew."""
+        """Its time to live was over at `at`, or will be; None: it is loaded anew."""
         return await self._update(account, row_id, ended_at=at)
 
     async def refuse(self, account: str, id: str, engine_name: str, until: float) -> None:

@@ -177,9 +177,9 @@ class RegisteredModel(msgspec.Struct, frozen=True):
 class Adapter(msgspec.Struct, frozen=True, gc=False):
     """`wanted_version` is to go live, in line since `wanted_at`; `previous_version` was live before.
 
-    `canary_version` gets `canary_share` (0..1) of the requests. `ended_at`: when its time to live was over; it is not
-    served again until it is loaded anew. `refused_name`: the engine name of the version that is in quarantine until
-    `refused_until`.
+    `canary_version` gets `canary_share` (0..1) of the requests. `ended_at`: when its time to live was over, or will be
+    where no attachment is left to say so; from then on it is not served until it is loaded anew. `refused_name`: the
+    engine name of the version that is in quarantine until `refused_until`.
     """
 
     row_id: int
