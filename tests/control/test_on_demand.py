@@ -9,6 +9,7 @@ from pillion.control import adapters, attachments, instances, loads, sessions
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.loads import Load
+from pillion.control.views import AttachmentView
 from pillion.core import snapshot as wire
 from pillion.core.names import engine_name
 from pillion.core.permits import Permit, PermitRefusedError, opened
@@ -211,6 +212,32 @@ async def test_an_evicted_load_says_so_and_comes_back_when_it_is_loaded_again(
     _, ready = await loads.load(control, who, row.id, Load())
     assert ready
     assert any(name in grant.retry for grant in agent.grants)
+
+
+@pytest.mark.parametrize("pin", [False, True])
+async def test_a_load_evicted_from_some_replicas_is_ready_again_once_all_have_it(
+    world: World, control: Control, who: Principal, pin: bool
+) -> None:
+    made = await world.launched(control, who, replicas=2)
+    row = await world.adapter(control, who)
+    await loads.load(control, who, row.id, Load())
+    agent = next(iter(world.fleets["local"].agents.values()))
+    (name,) = agent.rows
+    agent.hold = True
+    agent.rows[name] = Residency(name, "registered", agent.now + 1)
+    agent.tell()
+    await until(control, lambda: one(control, who, made.id), lambda a: (a.state, a.ready) == ("ready", 1))
+    page, ready = await loads.load(control, who, row.id, Load(pin=pin, wait=False))
+    assert (page.data[0].state, ready) == ("attaching", False), "on one of two replicas it is not resident on all"
+    await holds(control, lambda: any(name in grant.retry for grant in agent.grants))
+    agent.hold = False
+    agent.converge()
+    _, ready = await loads.load(control, who, row.id, Load(pin=pin))
+    assert ready
+
+
+async def one(control: Control, who: Principal, instance: int) -> AttachmentView:
+    return (await attachments.of_instance(control, who, instance)).data[0]
 
 
 async def test_status_shows_what_came_on_demand_and_on_a_pool_only_ones_own(

@@ -82,7 +82,8 @@ class Attachments:
     ) -> Attachment:
         """Change how an existing one is held: pin, TTL, load to attach.
 
-        One that failed, was evicted or is detaching begins again at `attaching`, and takes no other's place. Raises NotFoundError, ConflictError and
+        One that failed, was evicted, also on some replicas only, or is detaching begins again at `attaching`, and what
+        began anew takes no other's place. Raises NotFoundError, ConflictError and
         InstanceAtCapacityError as `create` does.
         """
         before = await self.get(account, id)
@@ -92,12 +93,13 @@ class Attachments:
         need = await self._slots(account, before.adapter_row_id)
         await self._check_room(before.instance_id, capacity, now, need, but=id)
         anew = attachments.c.state.in_(("failed", "registered", "detaching"))
+        short = attachments.c.ready < attachments.c.wanted  # made room on some replicas, and is wanted on all again
         values = {
             "hold": hold,
             "pinned": pinned,
             "expires_at": expires_at,
             "session_key": session_key,
-            "state": sa.case((anew, "attaching"), else_=attachments.c.state),
+            "state": sa.case((anew | short, "attaching"), else_=attachments.c.state),
             "ready": sa.case((anew, 0), else_=attachments.c.ready),
             "error_code": sa.case((anew, None), else_=attachments.c.error_code),
             "error_message": sa.case((anew, None), else_=attachments.c.error_message),
