@@ -211,6 +211,34 @@ async def test_a_session_ends_beside_the_end_of_its_loads(
         assert {view.state for view in page.data} == {"detaching"}
 
 
+@pytest.mark.parametrize("end", ["unload", "session"])
+async def test_what_is_attached_meanwhile_is_not_unloaded(
+    world: World, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr("pillion.control.attachments.DETACH_WAIT_S", 0.0)
+    monkeypatch.setattr("pillion.control.sessions.DETACH_WAIT_S", 0.0)
+    async with world.control(run=False) as control:
+        who = await world.account(control)
+        made = await instances.launch(control, who, Launch("tiny", replicas=1, lora=LoraSpec(enabled=True)))
+        adapter = await world.adapter(control, who)
+        await loads.load(control, who, adapter.id, Load([made.id], session_key="s", wait=False))
+        async with control.db.transaction() as tx:
+            instance = await tx.instances.get(who.account, made.id)
+            assert instance is not None
+            await attachments.attach_in(control, tx, who, adapter, instance)
+            ending = asyncio.create_task(
+                loads.unload(control, who, adapter.id, None)
+                if end == "unload"
+                else sessions.end(control, who, "s")
+            )
+            await waits_for_a_lock(control)
+        with pytest.raises(AdapterInUseError if end == "unload" else NotFoundError):
+            await ending
+        async with control.db.read() as tx:
+            (row,) = await tx.attachments.list(who.account)
+        assert (row.hold, row.state) == ("attached", "attaching")
+
+
 async def waits_for_a_lock(control: Control) -> None:
     waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
     async with asyncio.timeout(60):

@@ -174,6 +174,20 @@ async def of_instance(control: Control, who: Principal, instance_id: int) -> Pag
     return Page([lookup.attachment_view(row, adapters[row.adapter_row_id]) for row in rows])
 
 
+async def held(
+    tx: Tx, who: Principal, *, adapter_row_id: int | None = None, session_key: str | None = None
+) -> list[Attachment]:
+    """An adapter's, or a session's, as they stay until the transaction ends: their instances are locked.
+
+    They may have been attached, or be another session's, since they were found.
+    """
+    found = await tx.attachments.list(who.account, adapter_row_id=adapter_row_id, session_key=session_key)
+    where = {row.instance_id for row in found}
+    await tx.everyone.lock_instances(where)
+    rows = await tx.attachments.list(who.account, adapter_row_id=adapter_row_id, session_key=session_key)
+    return [row for row in rows if row.instance_id in where]
+
+
 async def until_gone(control: Control, who: Principal, attachment: int, timeout: float) -> Attachment | None:
     """The attachment as it is after at most `timeout` seconds; None as soon as it is gone."""
     deadline = asyncio.get_running_loop().time() + timeout

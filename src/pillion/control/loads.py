@@ -64,7 +64,7 @@ async def unload(
     """Drops pins too. Raises `AdapterInUseError` where it is attached: that is ended by detaching."""
     async with control.db.transaction() as tx:
         adapter = await lookup.adapter(tx, who, ref)
-        rows = await tx.attachments.list(who.account, adapter_row_id=adapter.row_id)
+        rows = await attachments.held(tx, who, adapter_row_id=adapter.row_id)
         if backends is not None:
             rows = [row for row in rows if row.instance_id in backends]
         attached = [row.instance_id for row in rows if row.hold == "attached"]
@@ -74,7 +74,6 @@ async def unload(
             )
         if not rows:
             raise NotFoundError(f"adapter {adapter.name!r} is not loaded there.")
-        await tx.everyone.lock_instances(row.instance_id for row in rows)
         for row in rows:
             await tx.attachments.mark_detaching(who.account, row.id)
             await attachments.event(control, tx, who, "unload_asked", adapter, row.instance_id)

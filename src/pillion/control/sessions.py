@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pillion.control import adapters, lookup
-from pillion.control.attachments import DETACH_WAIT_S, until_gone
+from pillion.control.attachments import DETACH_WAIT_S, held, until_gone
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.views import AttachmentView, Page
@@ -18,12 +18,11 @@ async def end(control: Control, who: Principal, session_key: str) -> tuple[Page[
     Attached adapters are no session's. Raises `NotFoundError`.
     """
     async with control.db.transaction() as tx:
-        rows = await tx.attachments.list(who.account, session_key=session_key)
+        rows = await held(tx, who, session_key=session_key)
         if not rows:
             raise NotFoundError(
                 f"there is no session {session_key[:80]!r}; its adapters may have ended already."
             )
-        await tx.everyone.lock_instances(row.instance_id for row in rows)
         rows.sort(key=lambda row: row.adapter_row_id)
         loaded = [await lookup.adapter(tx, who, str(row.adapter_row_id)) for row in rows]
         versions = [await lookup.live_version(tx, adapter) for adapter in loaded]
