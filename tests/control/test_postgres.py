@@ -14,6 +14,7 @@ from pillion.control import (
     accounts,
     adapters,
     attachments,
+    flips,
     instances,
     loads,
     pools,
@@ -237,6 +238,30 @@ async def test_what_is_attached_meanwhile_is_not_unloaded(
         async with control.db.read() as tx:
             (row,) = await tx.attachments.list(who.account)
         assert (row.hold, row.state) == ("attached", "attaching")
+
+
+async def test_flips_end_beside_a_session(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both lock several adapters: in the order of their rows, not in that of the line."""
+    monkeypatch.setattr("pillion.control.sessions.DETACH_WAIT_S", 0.0)
+    async with world.control(run=False) as control:
+        who = await world.account(control)
+        await control.controller._tick()
+        found = [await world.adapter(control, who, name) for name in ("one", "two")]
+        for adapter in reversed(found):
+            async with control.db.transaction() as tx:
+                await tx.adapters.want(who.account, adapter.row_id, 1, world.clock())
+            world.clock.ahead += 1
+        async with control.db.read() as tx:
+            line = await tx.everyone.routed_adapters()
+        nowhere = flips.Fleet({}, [], [], {})
+        control.controller._flips = flips.look(line, nowhere)
+        assert [flip.adapter.adapter.name for flip in control.controller._flips] == ["two", "one"]
+        async with control.db.transaction() as tx:
+            await tx.adapters.lock(who.account, found[0].row_id)
+            settling = asyncio.create_task(control.controller._settle_flips())
+            await waits_for_a_lock(control)
+            await tx.adapters.lock(who.account, found[1].row_id)
+        await settling
 
 
 async def waits_for_a_lock(control: Control) -> None:

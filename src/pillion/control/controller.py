@@ -329,10 +329,12 @@ class Controller:
         assert self._lease is not None
         async with self._control.db.transaction() as tx:
             await tx.leases.check(LEASE, self._lease.token)
-            for flip in stuck:
-                await flips.requeue(tx, flip, now)
-            for flip in over:
-                await flips.settle(tx, flip, now)
+            # In the order in which all lock adapters.
+            for flip in sorted([*stuck, *over], key=lambda flip: flip.adapter.adapter.row_id):
+                if flip in over:
+                    await flips.settle(tx, flip, now)
+                else:
+                    await flips.requeue(tx, flip, now)
         for flip in over:
             self._failures.tell(flip.engine_name, self._control.agents.facts.values())
         self._control.changes.notify()
