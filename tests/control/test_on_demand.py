@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 import pytest
 
@@ -16,7 +18,7 @@ from pillion.core.permits import Permit, PermitRefusedError, opened
 from pillion.core.replica import LoraSpec, Residency
 from pillion.store.rows import Adapter
 from tests.control.fakes import FakeAgent
-from tests.control.world import World, holds, ticks, until
+from tests.control.world import World, holds, stopped, ticks, until
 
 ON_DEMAND = LoraSpec(True, max_adapters=2, on_demand=True)
 
@@ -228,12 +230,34 @@ async def test_a_load_evicted_from_some_replicas_is_ready_again_once_all_have_it
     agent.tell()
     await until(control, lambda: one(control, who, made.id), lambda a: (a.state, a.ready) == ("ready", 1))
     page, ready = await loads.load(control, who, row.id, Load(pin=pin, wait=False))
-    assert (page.data[0].state, ready) == ("attaching", False), "on one of two replicas it is not resident on all"
+    assert (page.data[0].state, ready) == ("attaching", False), (
+        "on one of two replicas it is not resident on all"
+    )
     await holds(control, lambda: any(name in grant.retry for grant in agent.grants))
     agent.hold = False
     agent.converge()
     _, ready = await loads.load(control, who, row.id, Load(pin=pin))
     assert ready
+
+
+async def test_a_load_whose_time_is_over_is_ready_again_once_it_is_resident_again(
+    world: World,
+) -> None:
+    """Its agent lets go of it at its end, perhaps before control has written that down."""
+    async with world.control("beside", run=False) as control:
+        who = await world.account(control, "other")
+        task = asyncio.create_task(control.controller.run())
+        await world.launched(control, who)
+        row = await world.adapter(control, who)
+        _, ready = await loads.load(control, who, row.id, Load(ttl_seconds=60))
+        assert ready
+        await stopped(task)
+        world.clock.ahead += 61
+        agent = world.fleets["local"].only
+        agent.rows.clear()
+        agent.tell()
+        page, ready = await loads.load(control, who, row.id, Load(ttl_seconds=60, wait=False))
+        assert (page.data[0].state, page.data[0].ready) == ("attaching", 0)
 
 
 async def one(control: Control, who: Principal, instance: int) -> AttachmentView:

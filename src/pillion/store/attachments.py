@@ -82,9 +82,9 @@ class Attachments:
     ) -> Attachment:
         """Change how an existing one is held: pin, TTL, load to attach.
 
-        One that failed, was evicted, also on some replicas only, or is detaching begins again at `attaching`, and what
-        began anew takes no other's place. Raises NotFoundError, ConflictError and
-        InstanceAtCapacityError as `create` does.
+        One that failed, is over, was evicted, also on some replicas only, or is detaching begins again at `attaching`,
+        and then takes no other's place. Raises NotFoundError, ConflictError and InstanceAtCapacityError as `create`
+        does.
         """
         before = await self.get(account, id)
         if before is None:
@@ -92,8 +92,11 @@ class Attachments:
         await self.lock_instance(account, before.instance_id)
         need = await self._slots(account, before.adapter_row_id)
         await self._check_room(before.instance_id, capacity, now, need, but=id)
-        anew = attachments.c.state.in_(("failed", "registered", "detaching"))
-        short = attachments.c.ready < attachments.c.wanted  # made room on some replicas, and is wanted on all again
+        over = attachments.c.expires_at <= now  # agents may have let go of it already
+        anew = attachments.c.state.in_(("failed", "registered", "detaching")) | sa.func.coalesce(over, False)
+        short = (
+            attachments.c.ready < attachments.c.wanted
+        )  # made room on some replicas, and is wanted on all again
         values = {
             "hold": hold,
             "pinned": pinned,
