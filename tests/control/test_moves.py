@@ -150,6 +150,21 @@ async def test_a_target_that_was_detached_and_is_loaded_again_leaves_the_source(
     await in_state(control, who, adapter, source, "ready")
 
 
+async def test_what_is_on_its_way_is_not_moved_on(world: World, control: Control, who: Principal) -> None:
+    """It would stay where it came from."""
+    adapter, source, target = await attached(world, control, who)
+    third = await world.launched(control, who)
+    agent_of(world, target).hold = True
+    await moves.move(control, who, adapter.id, source, target)
+    with pytest.raises(ConflictError, match="on its way"):
+        await moves.move(control, who, adapter.id, target, third.id)
+    agent_of(world, target).hold = False
+    agent_of(world, target).converge()
+    await gone(control, who, adapter, source)
+    await moves.move(control, who, adapter.id, target, third.id)
+    await gone(control, who, adapter, target)
+
+
 async def test_what_cannot_be_moved(world: World, control: Control, who: Principal) -> None:
     adapter, source, target = await attached(world, control, who)
     other = await world.launched(control, who, model="other")

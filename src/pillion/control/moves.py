@@ -21,8 +21,8 @@ from pillion.store.transaction import Tx
 async def move(control: Control, who: Principal, ref: str, source: int, target: int) -> AttachmentView:
     """The attachment at the target, from now on under way.
 
-    Raises `NotFoundError` (not attached at the source), `ConflictError` (it leaves the source already),
-    `InvalidRequestError`, `BaseMismatchError`, `InstanceAtCapacityError`.
+    Raises `NotFoundError` (not attached at the source), `ConflictError` (it leaves the source already, or is on its way
+    there), `InvalidRequestError`, `BaseMismatchError`, `InstanceAtCapacityError`.
     """
     if source == target:
         raise InvalidRequestError("from and to are the same instance.", param="to")
@@ -36,6 +36,11 @@ async def move(control: Control, who: Principal, ref: str, source: int, target: 
             raise NotFoundError(f"adapter {adapter.name!r} is not attached to instance {source}.")
         if held.state == "detaching":
             raise ConflictError(f"adapter {adapter.name!r} is being detached from instance {source} already.")
+        if held.replaces is not None:
+            raise ConflictError(
+                f"adapter {adapter.name!r} is on its way from instance {held.replaces} to {source}; move it on once it "
+                f"is ready there, or detach it from {source} and move it from {held.replaces}."
+            )
         row = await attachments.attach_in(control, tx, who, adapter, instance)
         row = await tx.attachments.replace(who.account, row.id, source)
         await tx.events.append(
