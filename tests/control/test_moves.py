@@ -150,6 +150,21 @@ async def test_a_target_that_was_detached_and_is_loaded_again_leaves_the_source(
     await in_state(control, who, adapter, source, "ready")
 
 
+async def test_a_source_that_was_detached_and_is_attached_again_stays(
+    world: World, control: Control, who: Principal
+) -> None:
+    adapter, source, target = await attached(world, control, who)
+    agent_of(world, target).hold = True
+    await moves.move(control, who, adapter.id, source, target)
+    await attachments.detach(control, who, source, adapter.id, force=True)
+    await attachments.attach(control, who, source, adapter.id)
+    agent_of(world, target).hold = False
+    agent_of(world, target).converge()
+    await in_state(control, who, adapter, target, "ready")
+    await ticks(control, 3)
+    await in_state(control, who, adapter, source, "ready")
+
+
 async def test_what_is_on_its_way_is_not_moved_on(world: World, control: Control, who: Principal) -> None:
     """It would stay where it came from."""
     adapter, source, target = await attached(world, control, who)

@@ -64,7 +64,7 @@ class Attachments:
         statement = sa.insert(attachments).values(**fields).returning(*attachments.c)
         made = await self._session.one(statement, Attachment)
         assert made is not None
-        await self._begin_anew(account, adapter_row_id)
+        await self._begin_anew(account, adapter_row_id, instance_id)
         return made
 
     async def renew(
@@ -113,7 +113,7 @@ class Attachments:
         after = await self._session.one(statement.values(**values).returning(*attachments.c), Attachment)
         if after is None:
             raise NotFoundError(f"There is no attachment {id}.")
-        await self._begin_anew(account, after.adapter_row_id)
+        await self._begin_anew(account, after.adapter_row_id, after.instance_id)
         return after
 
     async def get(self, account: str, id: int, *, lock: bool = False) -> Attachment | None:
@@ -217,8 +217,12 @@ class Attachments:
             raise NotFoundError(f"There is no adapter {row_id}.")
         return int(need)
 
-    async def _begin_anew(self, account: str, adapter_row_id: int) -> None:
-        """An adapter whose time was over is loaded anew."""
+    async def _begin_anew(self, account: str, adapter_row_id: int, instance_id: int) -> None:
+        """An adapter whose time was over is loaded anew, and none that was to take its place there does so any more."""
+        replaced = (attachments.c.adapter_row_id == adapter_row_id) & (attachments.c.replaces == instance_id)
+        await self._session.run(
+            sa.update(attachments).where(owned(attachments, account), replaced).values(replaces=None)
+        )
         mine = owned(adapters, account) & (adapters.c.row_id == adapter_row_id)
         await self._session.run(
             sa.update(adapters).where(mine, adapters.c.ended_at.is_not(None)).values(ended_at=None)
