@@ -370,6 +370,8 @@ class Residents:
         if not gone:
             self._table.kept(name, self._now())
             self._interest.busy |= {name}
+            if self._here(name):
+                self._asks.loaded(name, 0.0)  # who asked while it was to go would wait for a load
             return
         self._left(name)
         log.info("adapter_evicted", adapter=name)
