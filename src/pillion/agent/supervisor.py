@@ -236,9 +236,9 @@ class Supervisor:
         return Failure("engine_exited", f"the engine {how}" + (f": {said}" if said else ""))
 
     async def _end(self, grace_s: float) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            await process.end(grace_s)
+        if self._process is not None:
+            await self._process.end(grace_s)
+        self._process = None  # not before: whoever is cancelled here leaves the rest to `stop`
 
 
 def _facts(state: EngineState, process: Process) -> dict[str, object]:
