@@ -91,13 +91,15 @@ class Agent:
         known = self._home.read("grant.json", Grant)
         if known is not None:
             self._residents.resume(known)
+        self._supervisor.adopt()
         runner = await self._listen()
-        self._tasks = [
-            asyncio.create_task(self._residents.run()),
-            asyncio.create_task(self._permitted.run()),
-            asyncio.create_task(self._tidy.run()),
-            asyncio.create_task(self._supervisor.run()),
-        ]
+        if self._stopping is None:  # a signal may have come before
+            self._tasks = [
+                asyncio.create_task(self._residents.run()),
+                asyncio.create_task(self._permitted.run()),
+                asyncio.create_task(self._tidy.run()),
+                asyncio.create_task(self._supervisor.run()),
+            ]
         stopped = asyncio.create_task(self._stopped.wait())
         try:
             done, _ = await asyncio.wait({stopped, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)

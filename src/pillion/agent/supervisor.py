@@ -71,10 +71,13 @@ class Supervisor:
         self._process: Process | None = None
         self._client: EngineClient | None = None
 
+    def adopt(self) -> None:
+        """Takes the engine that an agent before this one left running as ours, to watch or to end. Before all else."""
+        self._process = self._processes.adopt(self._home)
+
     async def run(self) -> None:
         """Until cancelled. The engine then runs on: `stop` ends it."""
         failures = 0
-        self._process = self._processes.adopt(self._home)
         adopted = self._process is not None
         while True:
             started = asyncio.get_running_loop().time()
