@@ -3,6 +3,7 @@ name."""
 
 import gzip
 import io
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -192,6 +193,19 @@ def test_a_zip_whose_list_of_entries_is_too_long(tmp_path: Path) -> None:
     assert "zip64" in refused(
         tmp_path, as_zip({WEIGHTS: b"W"})[:-22] + b"PK\x06\x07" + b"\0" * 16 + data[-22:]
     )
+
+
+def test_a_zip64_whose_list_of_entries_hides_behind_a_long_comment(tmp_path: Path) -> None:
+    """It would be read whole, into memory: as long as the file."""
+    count, local = 2000, struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, *[0] * 7, 1, 0) + b"a"
+    listed = (struct.pack("<4s4B4H3L5H2L", b"PK\x01\x02", 20, 0, 20, *[0] * 8, 1, *[0] * 6) + b"a") * count
+    at = len(local) + len(listed)
+    packed = local + listed
+    packed += struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, len(listed), len(local))
+    packed += struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
+    for comment in (2**16 - 1, 2**16 - 10, 2**16 - 20, 2**16 - 21, 2**16 - 22, 100):
+        end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, 47, 0, comment)
+        assert "zip64" in refused(tmp_path, packed + end + b"\1" * comment), comment
 
 
 def test_uncommon_packing_and_encryption_are_refused(tmp_path: Path) -> None:

@@ -169,14 +169,14 @@ def _check_zip_entry(entry: zipfile.ZipInfo) -> None:
 def _check_directory(file: IO[bytes]) -> None:
     """Bound the list of entries before zipfile reads it whole into memory."""
     size = file.seek(0, 2)
-    file.seek(max(0, size - 2**16 - 22))
+    file.seek(max(0, size - 2**16 - 42))  # the longest comment, the record before it, and a zip64's before that
     tail = file.read()
     plain = tail[-22:] if tail[-22:-18] == b"PK\x05\x06" and tail.endswith(b"\0\0") else None
     at = len(tail) - 22 if plain is not None else tail.rfind(b"PK\x05\x06")
     record = tail[at : at + 22]
     if at < 0 or len(record) < 22:
         raise invalid(["the zip archive is cut off: its list of entries is missing"])
-    if tail[at - 20 : at - 16] == b"PK\x06\x07":
+    if tail[max(0, at - 20) : max(0, at - 16)] == b"PK\x06\x07":
         raise invalid(["the archive is a zip64 one; an adapter's folder needs none"])
     if int.from_bytes(record[10:12], "little") > MAX_ENTRIES:
         raise invalid([f"the archive has more than {MAX_ENTRIES} entries"])
