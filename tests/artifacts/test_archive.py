@@ -3,8 +3,10 @@ name."""
 
 import gzip
 import io
+import os
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -186,6 +188,29 @@ def test_a_tar_header_that_asks_for_much_memory(tmp_path: Path) -> None:
     assert "too long" in refused(tmp_path, data)
 
 
+def chained(kind: bytes, count: int, size: int) -> bytes:
+    """A tar whose one file has so many headers before it, each with so many bytes that do not pack well."""
+    raw = bytearray()
+    for number in range(count):
+        record = b"%d k%05d=" % (size, number)
+        record += os.urandom(size).hex().encode()[: size - len(record) - 1] + b"\n"
+        entry = tarfile.TarInfo("x")
+        entry.type, entry.size = kind, len(record)
+        raw += entry.tobuf(tarfile.USTAR_FORMAT) + record + b"\0" * (-len(record) % 512)
+    return gzip.compress(bytes(raw) + gzip.decompress(as_tar({WEIGHTS: b"W"})), 1)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_tar_of_headers_before_headers(tmp_path: Path, kind: bytes) -> None:
+    """Each is kept while the next is read: they would take all the memory there is, or the stack."""
+    data = chained(kind, 16, 2**20)
+    tracemalloc.start()
+    assert "headers" in refused(tmp_path, data)
+    assert tracemalloc.get_traced_memory()[1] < 12 * 2**20
+    tracemalloc.stop()
+    assert "headers" in refused(tmp_path, chained(kind, 2000, 600))
+
+
 def test_a_zip_whose_list_of_entries_is_too_long(tmp_path: Path) -> None:
     data = bytearray(as_zip({WEIGHTS: b"W"}))
     data[-10:-6] = (2**30).to_bytes(4, "little")
@@ -201,7 +226,9 @@ def test_a_zip64_whose_list_of_entries_hides_behind_a_long_comment(tmp_path: Pat
     listed = (struct.pack("<4s4B4H3L5H2L", b"PK\x01\x02", 20, 0, 20, *[0] * 8, 1, *[0] * 6) + b"a") * count
     at = len(local) + len(listed)
     packed = local + listed
-    packed += struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, len(listed), len(local))
+    packed += struct.pack(
+        "<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, len(listed), len(local)
+    )
     packed += struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
     for comment in (2**16 - 1, 2**16 - 10, 2**16 - 20, 2**16 - 21, 2**16 - 22, 100):
         end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, 47, 0, comment)

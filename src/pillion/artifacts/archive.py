@@ -27,6 +27,9 @@ MAX_DIRECTORY = 2**20
 MAX_EXTRA = 2**30
 """How much an archive may hold, unpacked, beside the weights: tokenizers, optimizer states and the like."""
 MAX_CONFIGS = 4 * MAX_CONFIG
+MAX_HEADERS = 2**16
+"""Bytes of headers before one entry of a tar archive: all are kept while the next is read."""
+MAX_FOR_ALL = 100
 MAX_RATIO = 100
 _RATIO_FROM = 2**24
 
@@ -169,7 +172,8 @@ def _check_zip_entry(entry: zipfile.ZipInfo) -> None:
 def _check_directory(file: IO[bytes]) -> None:
     """Bound the list of entries before zipfile reads it whole into memory."""
     size = file.seek(0, 2)
-    file.seek(max(0, size - 2**16 - 42))  # the longest comment, the record before it, and a zip64's before that
+    # The longest comment, the record before it, and a zip64's before that.
+    file.seek(max(0, size - 2**16 - 42))
     tail = file.read()
     plain = tail[-22:] if tail[-22:-18] == b"PK\x05\x06" and tail.endswith(b"\0\0") else None
     at = len(tail) - 22 if plain is not None else tail.rfind(b"PK\x05\x06")
@@ -188,15 +192,21 @@ def _check_directory(file: IO[bytes]) -> None:
 def _read_tar(file: IO[bytes], packed: int, taken: _Taken) -> None:
     with gzip.GzipFile(fileobj=file) as unzipped:
         stream = ForwardStream(unzipped, lambda size: _check_unpacked(size, packed, taken.limit))
+        stream.allow(MAX_HEADERS)
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
+                archive.members.clear()  # type: ignore[attr-defined]  # each has all that was said for all
+                if len(archive.pax_headers) > MAX_FOR_ALL:
+                    raise invalid([f"the archive has more than {MAX_FOR_ALL} headers for all its entries"])
                 role = taken.admit(member.name)
                 if not (member.isreg() or member.isdir()) or member.issparse():
                     raise invalid([f"the archive has a link, device or sparse file: {shown(member.name)}"])
                 if role is not None and member.isreg():
                     source = archive.extractfile(member)
                     assert source is not None, "a regular file can be read"
+                    stream.allow(member.size)
                     taken.take(member.name, role, source)
+                stream.allow(MAX_HEADERS)
 
 
 def _check_unpacked(size: int, packed: int, limit: int) -> None:

@@ -13,14 +13,19 @@ MAX_READ = 2**21
 class ForwardStream(io.RawIOBase):
     """`source` as a file that can be told and sought forward. `check` is called with every new position.
 
-    One read of more than `MAX_READ` bytes is refused with `ValueError`: no block of an honest tar archive is that long,
-    and a lying header must not choose how much memory is taken.
+    More than what `allow` said last, or more than `MAX_READ` bytes at once, are refused to a reader with `ValueError`: a
+    lying header must not choose how much memory is taken, nor headers before headers.
     """
 
     def __init__(self, source: io.BufferedIOBase, check: Callable[[int], None]) -> None:
         self._source = source
         self._check = check
         self._position = 0
+        self._allowed = 0
+
+    def allow(self, size: int) -> None:
+        """From now on so many bytes may be read, beside those that are skipped."""
+        self._allowed = size
 
     def readable(self) -> bool:
         return True
@@ -34,9 +39,10 @@ class ForwardStream(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_READ:
             raise ValueError("a block of the archive is too long")
-        data = self._source.read(size)
-        self._position += len(data)
-        self._check(self._position)
+        data = self._next(size)
+        self._allowed -= len(data)
+        if self._allowed < 0:
+            raise ValueError("an entry of the archive has too long headers")
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -44,6 +50,12 @@ class ForwardStream(io.RawIOBase):
         nothing."""
         if whence != io.SEEK_SET or offset < self._position:
             raise ValueError("the archive goes backwards")
-        while self._position < offset and self.read(min(CHUNK, offset - self._position)):
+        while self._position < offset and self._next(min(CHUNK, offset - self._position)):
             pass
         return self._position
+
+    def _next(self, size: int) -> bytes:
+        data = self._source.read(size)
+        self._position += len(data)
+        self._check(self._position)
+        return data
