@@ -68,11 +68,15 @@ class Home:
     def write(self, name: str, record: Any) -> None:
         """Replaces the file as a whole, on disk when this returns. Mode 0600."""
         descriptor, temporary = tempfile.mkstemp(dir=self.directory, prefix=f".{name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(record))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.directory / name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(msgspec.json.encode(record))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.directory / name)
+        except BaseException:
+            os.unlink(temporary)
+            raise
 
     def is_ending(self) -> bool:
         """Whether this replica is to go: nothing is to be started here any more."""
