@@ -101,10 +101,13 @@ class ArtifactStore:
         return target
 
     def _delete(self, digest: str) -> None:
+        shutil.rmtree(self._take_away(digest))
+
+    def _take_away(self, digest: str) -> Path:
         grave = self.open_incoming()
         with suppress(FileNotFoundError):
             self.path(digest).rename(grave / digest)
-        shutil.rmtree(grave)
+        return grave
 
     def _untouched(self, since: float) -> list[str]:
         names = (path.name for path in self.root.glob("adapters/*/*"))
@@ -119,8 +122,13 @@ class ArtifactStore:
     def _discard(self, digest: str, since: float) -> bool:
         if not self._is_untouched(digest, since):
             return False
-        self._delete(digest)
-        return True
+        grave = self._take_away(digest)
+        gone = grave / digest
+        came_again = gone.is_dir() and gone.stat().st_mtime >= since  # since it was looked at
+        if came_again:
+            self.place(gone, digest)
+        shutil.rmtree(grave)
+        return not came_again
 
     def _sweep(self, older_than: float) -> int:
         stale = [path for path in self._incoming.glob("in-*") if _touched(path) < older_than]
