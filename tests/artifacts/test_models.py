@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pillion.artifacts import models
+from pillion.artifacts.files import write_synced
 from pillion.artifacts.models import HubSource, PathSource, base, base_config, check_under_root, parse_source
 from pillion.core.errors import AdapterInvalidError, InvalidRequestError
 from tests.adapter_files import LLAMA
@@ -104,3 +106,18 @@ def test_paths_that_leave_their_root(tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidRequestError, match="under your account's root"):
             check_under_root(path, root)
+
+
+def test_a_config_that_two_fetch_at_once_is_kept_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, write = tmp_path / "a--b@main.json", write_synced
+
+    def written(path: Path, data: bytes) -> None:
+        write(path, data)
+        if data == b"one":
+            models._keep(kept, b"two")
+
+    monkeypatch.setattr(models, "write_synced", written)
+    models._keep(kept, b"one")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(kept.name, b"one")]

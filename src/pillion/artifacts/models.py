@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,7 @@ def _read(path: Path) -> bytes:
 
 def _keep(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    write_synced(fresh, data)
-    fresh.replace(path)
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as own:  # others may fetch it as well
+        fresh = Path(own, path.name)
+        write_synced(fresh, data)
+        fresh.replace(path)
