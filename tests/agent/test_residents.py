@@ -120,3 +120,16 @@ async def test_a_drain_may_be_shortened_more_than_once(place: Place) -> None:
     assert place.client.deadlines == [30.0, 5.0, 0.0]
     place.client.idle.set()
     await until(lambda: not place.rows)
+
+
+async def test_what_is_granted_while_all_is_drained_is_not_loaded_any_more(place: Place) -> None:
+    client = place.client
+    client.idle.clear()
+    draining = asyncio.create_task(place.residents.drain(7.0))
+    await until(lambda: client.deadlines == [7.0])
+    place.given(ONE, drain_deadline_s=1.0)
+    client.idle.set()
+    async with asyncio.timeout(10):
+        await draining
+    assert not place.rows
+    assert client.deadlines == [7.0]

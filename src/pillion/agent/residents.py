@@ -68,6 +68,7 @@ class Residents:
         self._looking: asyncio.Task[None] | None = None
         self._granting = asyncio.Event()
         self._grant = Grant("", 0, ())
+        self._last_drain_s: float | None = None
         self._table = Table()
         self._trials: dict[str, _Trials] = {}
         self._asked: set[str] = set()
@@ -89,6 +90,8 @@ class Residents:
 
         Loads that are new in it are asked for: room is made for them once.
         """
+        if self._last_drain_s is not None:  # this replica is about to end
+            grant = _emptied(grant, self._last_drain_s)
         before = {entry.engine_name for entry in self._grant.entries}
         after = {entry.engine_name for entry in grant.entries}
         self._traces.asked((before ^ after).union(grant.retry), of)
@@ -205,8 +208,9 @@ class Residents:
                     await self._wake.wait()
 
     async def drain(self, deadline_s: float) -> None:
-        """Unloads everything: requests in flight finish, up to `deadline_s`."""
-        self._grant = Grant(self._grant.replica, self._grant.version, (), deadline_s)
+        """Unloads everything, for good: requests in flight finish, up to `deadline_s`."""
+        self._last_drain_s = deadline_s
+        self._grant = _emptied(self._grant, deadline_s)
         self._permitted.clear()
         self._wake.set()
         while self._attached is not None and self._table.occupied():
@@ -433,6 +437,10 @@ class Residents:
         if row.state != "failed" or trial is None:
             return row
         return msgspec.structs.replace(row, retry_at=trial.due)
+
+
+def _emptied(grant: Grant, drain_s: float) -> Grant:
+    return Grant(grant.replica, grant.version, (), drain_s)
 
 
 def _not_up() -> UnavailableError:
