@@ -278,3 +278,17 @@ async def test_nothing_is_lost_or_mixed_up_where_many_want_few_slots(serving: Se
         assert served == 96
         state = await agent.engine("GET", "/pillion/v1/state")
         assert len(state["adapters"]) <= 3
+
+
+async def test_who_waits_for_it_to_leave_does_not_bring_back_what_is_dropped_meanwhile(
+    serving: Serving, node: Node
+) -> None:
+    a = node.put("a", 1)
+    async with serving(lora=LORA) as agent:
+        await opened(agent, leaving={a.engine_name: 1.0})
+        waiting = asyncio.create_task(agent.load(permit(a)))
+        await asyncio.wait([waiting], timeout=0.2)
+        assert not waiting.done()
+        await opened(agent, version=2, drop=(a.engine_name,))
+        assert (await waiting)[0] == 403
+        assert not (await agent.status()).adapters

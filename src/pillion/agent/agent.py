@@ -29,7 +29,7 @@ from pillion.agent.supervisor import Supervisor, Timing
 from pillion.agent.tidy import Tidy
 from pillion.agent.traces import Traces
 from pillion.core.errors import PillionError
-from pillion.core.permits import PermitRefusedError, Terms, check, opened
+from pillion.core.permits import Permit, PermitRefusedError, Terms, check, opened
 from pillion.core.replica import AgentRecord, Grant, ReplicaSpec, Residency
 from pillion.core.spans import Carried, NoSpans, Spans
 from pillion.engines.driver import EngineDriver, Launch, slots
@@ -127,8 +127,24 @@ class Agent:
     async def load(self, signed: bytes, of: Carried) -> float:
         """Loads on demand what a permit is for, where it is not there; milliseconds that took.
 
-        Raises `PermitRefusedError`, and what `Residents.ask` does.
+        Raises `PermitRefusedError`, and what `Residents.left` and `ask` do.
         """
+        permit = self._permit(signed)
+        told = {"pillion.replica": self._spec.id, "pillion.adapter": permit.adapter_id}
+        span, error = self._spans.begin("ensure", of, told), "cancelled"
+        try:
+            await self._residents.left(permit.entry.engine_name)
+            self._permit(signed)  # another grant may be in force by now
+            took, error = await self._residents.ask(permit.entry, span.carried), ""
+        except PillionError as failure:
+            error = failure.code
+            raise
+        finally:
+            span.end(error or None)
+        return took
+
+    def _permit(self, signed: bytes) -> Permit:
+        """Raises `PermitRefusedError` where it is good for nothing under the grant in force."""
         group, grant = self._spec.group, self._residents.grant
         if grant.on_demand is None or not group.lora.on_demand:
             raise PermitRefusedError("this replica loads nothing on demand.")
@@ -137,16 +153,7 @@ class Agent:
         check(permit, terms, self._now())
         if permit.entry.engine_name in grant.drop:
             raise PermitRefusedError(f"{permit.adapter_id} may not be loaded here any more.")
-        told = {"pillion.replica": self._spec.id, "pillion.adapter": permit.adapter_id}
-        span, error = self._spans.begin("ensure", of, told), "cancelled"
-        try:
-            took, error = await self._residents.ask(permit.entry, span.carried), ""
-        except PillionError as failure:
-            error = failure.code
-            raise
-        finally:
-            span.end(error or None)
-        return took
+        return permit
 
     async def _stop(self, drain_s: float) -> None:
         self.board.post(stage="stopping", ready=False, detail=f"draining for {drain_s:g} s at most")

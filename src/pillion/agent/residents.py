@@ -113,13 +113,24 @@ class Residents:
                 self._do(f"{name} in {draining[name]:g} s", self._take_out(name, draining[name]))
         self._wake.set()
 
+    async def left(self, name: str) -> None:
+        """Waits while it is leaving: control waits until it is gone before it may come back.
+
+        Raises `UnavailableError` where that takes long.
+        """
+        try:
+            async with asyncio.timeout(LEAVING_S):
+                while name in self._grant.leaving:
+                    await self._granting.wait()
+        except TimeoutError as error:
+            raise UnavailableError("it is leaving this replica.", retry_after=2.0) from error
+
     async def ask(self, entry: GrantEntry, of: Carried) -> float:
         """Loads it, where it is not there; milliseconds that took, 0.0 where it was there. All who ask share one load.
 
         Raises `UnavailableError` (the engine is not up), `NoRoomError`, `LoadFailedError`.
         """
         name = entry.engine_name
-        await self._left_for_good(name)
         row = self._table.rows.get(name)
         if row is not None and row.state == "failed" and row.failure is not None:
             due = self._trials[name].due - self._now() if name in self._trials else LASTING_S
@@ -217,15 +228,6 @@ class Residents:
             tasks = list(self._attached.tasks.values())
             await (asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED) if tasks else asyncio.sleep(0.01))
             self._wake.set()
-
-    async def _left_for_good(self, name: str) -> None:
-        """Control waits until it is gone before it may come back. Raises `UnavailableError` where that takes long."""
-        try:
-            async with asyncio.timeout(LEAVING_S):
-                while name in self._grant.leaving:
-                    await self._granting.wait()
-        except TimeoutError as error:
-            raise UnavailableError("it is leaving this replica.", retry_after=2.0) from error
 
     def _entries(self) -> tuple[GrantEntry, ...]:
         return *self._grant.entries, *self._permitted.entries
