@@ -27,6 +27,8 @@ from pillion.core.spans import NoSpans, Spans, TraceTo
 from pillion.engines.driver import Launch, driver
 from pillion.engines.environments import EngineEnvironments
 
+# A batch on a CPU: thousands of tokens of prompts, at some hundred a second.
+CPU_PROBE_S = 30.0
 AGENT_LOG_BYTES = 4 * 1024 * 1024
 FAILED, BUSY = 1, 75
 SILENT = contextlib.nullcontext(NoSpans())
@@ -70,6 +72,7 @@ async def _serve(home: Home, spec: ReplicaSpec, spans: Spans) -> None:
             epoch=secrets.token_hex(8),
             now=time.time,
             random=random.random,
+            timing=timing(spec),
             spans=spans,
         ),
     )
@@ -79,6 +82,12 @@ async def _serve(home: Home, spec: ReplicaSpec, spans: Spans) -> None:
             number, lambda: ends.add(asyncio.ensure_future(agent.stop(0.0)))
         )
     await agent.run()
+
+
+def timing(spec: ReplicaSpec) -> Timing:
+    """How long this replica's engine may be silent."""
+    on_cpu = spec.group.gpu_type == "cpu" and spec.group.engine != "sim"
+    return Timing(probe_timeout_s=CPU_PROBE_S) if on_cpu else Timing()
 
 
 async def _end(home: Home) -> None:

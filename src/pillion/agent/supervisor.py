@@ -32,7 +32,8 @@ log = structlog.get_logger(__name__)
 @dataclass(frozen=True)
 class Timing:
     """All in seconds. An engine that misses `misses` probes in a row hangs: it did not answer for its health within
-    `health_timeout_s`, or did not say what it holds within `probe_timeout_s`, which may take as long as a batch.
+    `health_timeout_s`, or did not say what it holds within `probe_timeout_s`, which may take as long as a batch: its health
+    is asked for meanwhile.
 
     `steady_s`: an engine that ran as long as this before it died is started again without delay. After
     `patience` starts in a row that came to nothing the stage is `failed`; it is still tried, at the longest
@@ -195,13 +196,18 @@ class Supervisor:
         await asyncio.sleep(due - asyncio.get_running_loop().time())
         if not await client.healthy(self._timing.health_timeout_s):
             return False
-        before = self._residents.rows()
+        before, asking = self._residents.rows(), asyncio.ensure_future(client.state())
         try:
             async with asyncio.timeout(self._timing.probe_timeout_s):
-                state = await client.state()
+                while not (await asyncio.wait({asking}, timeout=self._timing.probe_s))[0]:
+                    if not await client.healthy(self._timing.health_timeout_s):
+                        return False
+            state = asking.result()
         except (EngineError, TimeoutError) as error:
             log.error("engine_state_unknown", error=str(error))
             return False
+        finally:
+            await end([asking])
         self._residents.observe(before, state)
         return True
 
