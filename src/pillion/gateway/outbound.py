@@ -73,6 +73,7 @@ class Outbound(asyncio.Protocol):
         "_keep",
         "_odd",
         "_parser",
+        "_paused",
         "_pool",
         "_received",
         "_sending",
@@ -92,6 +93,7 @@ class Outbound(asyncio.Protocol):
         self._asker: Asker | None = None
         self._transport: Any = None
         self._parser = httptools.HttpResponseParser(self)
+        self._paused = False
         self._reset()
 
     def _reset(self) -> None:
@@ -119,10 +121,12 @@ class Outbound(asyncio.Protocol):
 
     def pause(self) -> None:
         if not self._transport.is_closing():
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
         if not self._transport.is_closing():
+            self._paused = False
             self._transport.resume_reading()
 
     def abort(self) -> None:
@@ -277,6 +281,8 @@ class Outbound(asyncio.Protocol):
         if keep and not self._sending and not self._until_close and not self._transport.is_closing():
             self.reused = True
             self._reset()
+            if self._paused:  # its asker's client was full with the last bytes; whoever is next waits for none
+                self.resume()
             self._pool.give(self)
         else:
             self._pool.outbox.close(self._transport)
