@@ -34,6 +34,7 @@ class Inbound(asyncio.Protocol):
         "_deadline",
         "_exchange",
         "_expect",
+        "_full",
         "_head",
         "_house",
         "_keep_alive",
@@ -64,7 +65,7 @@ class Inbound(asyncio.Protocol):
         self._arrived = 0.0
         self._deadline = 0.0
         self._advancing = self._chunked = self._closing = self._lingering = self._paused = False
-        self._expect = self._keep_alive = False
+        self._expect = self._full = self._keep_alive = False
         self._unsent, self._taken_at = 0, 0.0
         self.request_id = ""
         self.peer = "unknown"
@@ -95,19 +96,26 @@ class Inbound(asyncio.Protocol):
         self._outbox.flush()  # the connection is closed now
 
     def pause_writing(self) -> None:
+        self._full = True
         if self._exchange is not None:
             self._exchange.client_full(True)
 
     def resume_writing(self) -> None:
+        self._full = False
         if self._exchange is not None:
             self._exchange.client_full(False)
+        elif self._head is None and not self._lingering:
+            self.resume()
+            self._deadline = self._loop.time() + self._house.limits.keep_alive_s
+            self._advance()
 
     def data_received(self, data: bytes) -> None:
         if self._closing and not self._lingering:
             return
         self._reader.feed(data)
         self._advance()
-        if self._reader.waiting > MAX_WAITING and self._head is not None and self._reader.whole:
+        busy = self._head is not None or self._full
+        if busy and self._reader.whole and self._reader.waiting > MAX_WAITING:
             self.pause()
 
     # What an exchange does
@@ -220,6 +228,8 @@ class Inbound(asyncio.Protocol):
             return
         limits = self._house.limits
         if self._head is None:
+            if self._full and not self._lingering:  # it still takes the last answer
+                return
             if self._reader.waiting and self._reader.whole:
                 self._refuse(408, f"The request's headers did not come within {limits.header_timeout_s:g} s.")
             else:
@@ -276,7 +286,8 @@ class Inbound(asyncio.Protocol):
         """One head or one part of a body; whether there may be more to read now."""
         reader = self._reader
         if reader.whole:
-            if self._head is not None or self._lingering:
+            # Where its client is full, the next answer would only wait here in memory.
+            if self._head is not None or self._lingering or self._full:
                 return False
             head = reader.head()
             if head is None:

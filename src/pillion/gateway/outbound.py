@@ -281,7 +281,7 @@ class Outbound(asyncio.Protocol):
         if keep and not self._sending and not self._until_close and not self._transport.is_closing():
             self.reused = True
             self._reset()
-            if self._paused:  # its asker's client was full with the last bytes; whoever is next waits for none
+            if self._paused:  # the client was full with the last bytes; who asks next does not wait for it
                 self.resume()
             self._pool.give(self)
         else:
