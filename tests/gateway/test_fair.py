@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from pillion.core.errors import NoRoomError, PillionError, RateLimitError
 from pillion.core.snapshot import Key
 from pillion.core.tiers import CAPS, Caps, Tier, Turns
+from pillion.gateway import server
 from pillion.gateway.fair import Fair, Turn
+from pillion.gateway.inference import Inference
 from tests.gateway.site import Control, Engine, Site, chat, fleet, listening, site
 from tests.gateway.world import OTHER, make_adapter, make_instance, make_key, make_replica, make_snapshot
 
@@ -440,3 +442,37 @@ async def test_a_flood_of_cold_adapters_is_refused_and_warm_ones_are_answered(
         assert (await here.chat(here.greedy, "hi", "ft2:2"))[0] == 200, "it is there by now"
         assert (await here.chat(here.modest, "hi", "ft9:9"))[0] == 200
         assert asked == 3
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_a_turn_that_comes_as_its_request_leaves_for_another_replica_is_not_taken(
+    tmp_path: Path, control: Control, monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    """The turn is had, or is refused, in the very round of the loop in which the replica is found to be silent."""
+    made: list[Inference] = []
+    monkeypatch.setattr(server, "Inference", lambda **fields: made.append(Inference(**fields)) or made[-1])
+    async with (
+        pool(tmp_path, control, turns=Turns(at_once=1, share=1.0)) as here,
+        fleet(1) as (other,),
+    ):
+        first = here.chat(here.greedy, "first")
+        await here.gate.until(1)
+        second = here.chat(here.modest, "second")
+        await here.waiting(1)
+        replicas = [make_replica(name, url=engine.url) for name, engine in (("a", here.engine), ("b", other))]
+        both = make_instance(1, *replicas, account=None)
+        await control.publish(make_snapshot(here.entry, here.other, both, version=2))
+        (waits,) = made[0].held_up
+        (has,) = [one for one in made[0].waiting() if one is not waits]
+        if comes:
+            has.left()
+        else:
+            turn = waits._placing._turn
+            assert turn is not None
+            made[0].fair._lines["a"]._late(turn)
+        waits.silent()
+        assert (await asyncio.wait_for(second, 10))[0] == 200
+        await asyncio.sleep(0.1)
+        assert [body["messages"][0]["content"] for _, body in other.asked] == ["second"]
+        assert here.gate.models == ["first"]
+        first.cancel()

@@ -26,9 +26,9 @@ Ready = Callable[[PillionError | None], None]
 
 
 class Turn:
-    """One request's at a replica, from when it waits for it until `end`."""
+    """One request's at a replica, from when it waits for it until `end`, after which `ready` is not told."""
 
-    __slots__ = ("_line", "account", "ready", "timer", "waits")
+    __slots__ = ("_line", "_telling", "account", "ready", "timer", "waits")
 
     def __init__(self, line: _Line, account: str, ready: Ready) -> None:
         self._line: _Line | None = line
@@ -36,9 +36,12 @@ class Turn:
         self.ready = ready
         self.waits = False
         self.timer: asyncio.TimerHandle | None = None
+        self._telling: asyncio.Handle | None = None
 
     def end(self) -> None:
         """It is over, or not wanted any more. Any number of times."""
+        if self._telling is not None:  # its request went elsewhere in the very round in which it came
+            self._telling.cancel()
         line, self._line = self._line, None
         if line is None:
             return
@@ -50,7 +53,10 @@ class Turn:
     def lose(self, error: PillionError) -> None:
         """It will not come."""
         self._line = None
-        asyncio.get_running_loop().call_soon(self.ready, error)
+        self.tell(error)
+
+    def tell(self, error: PillionError | None) -> None:
+        self._telling = asyncio.get_running_loop().call_soon(self.ready, error)
 
 
 @dataclass(slots=True)
@@ -136,7 +142,7 @@ class _Line:
         self.taken += 1
         self.by_account[account] = self.by_account.get(account, 0) + 1
         self._left(turn)
-        asyncio.get_running_loop().call_soon(turn.ready, None)
+        turn.tell(None)
 
     def _left(self, turn: Turn) -> None:
         turn.waits = False
