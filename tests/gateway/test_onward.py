@@ -277,3 +277,11 @@ async def test_whose_containers(town: Town) -> None:
             answers.append(await answer.read())
     assert answers[0] == answers[1] == answers[2] == answers[3]
     assert not town.b.asked
+
+
+async def test_a_container_of_which_no_replica_is_ready(town: Town) -> None:
+    custom = make_instance(5, make_replica("b", url=town.b.url, ready=False), openai_compatible=False)
+    await town.publish(town.entry, town.adapter, custom, town.instance(town.a))
+    async with town.site.post("/inference-instances/5/proxy/x", town.key, {}) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (503, "no_healthy_replica")
+        assert "retry-after" in answer.headers

@@ -296,7 +296,8 @@ class _ContainerPassage(Passage):
 
     def start(self) -> None:
         """Raises `UnavailableError` where no replica is left."""
-        candidate = self._shared.balance.choose(self._route, self._excluded)
+        route = self._route  # unlike other routes it may have no candidates at all
+        candidate = self._shared.balance.choose(route, self._excluded) if route.candidates else None
         if candidate is None:
             raise UnavailableError(f"No replica of '{self._route.echo}' could be reached. Try again shortly.")
         self._candidate = candidate
