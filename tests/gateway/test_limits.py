@@ -134,3 +134,15 @@ def test_what_is_idle_is_forgotten() -> None:
     assert limits.demand("g", 1.0).requests == {"key": 1}
     limits.demand("g", 1000.0)
     assert limits._buckets == {}
+
+
+def test_what_is_idle_is_not_forgotten_while_it_owes() -> None:
+    limits = KeyLimits(0.0)
+    served(limits, 1, 0.0)
+    limits.spent(KEY, 60 * 600, 0.0)
+    limits.demand("g", 1.0)
+    limits.demand("g", 1000.0)
+    assert limits.check(KEY, 1000.0) is not None
+    limits.demand("g", 1001.0)
+    limits.demand("g", 61 * 60.0)
+    assert limits._buckets == {}

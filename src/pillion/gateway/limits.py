@@ -32,6 +32,10 @@ class _Buckets:
         self.key, mine = key, (self.requests and self.requests.limit, self.tokens and self.tokens.limit)
         return mine == (key.requests_per_minute, key.tokens_per_minute)
 
+    def full(self, now: float) -> bool:
+        """Whether a new one would have no more. Tokens may be owed for long: what an answer costs is known at its end."""
+        return self.tokens is None or self.tokens.left(now) >= self.tokens.rate * 60.0
+
 
 class LimitReachedError(RateLimitError):
     """`fields`: the headers that tell of the key's limits."""
@@ -95,7 +99,7 @@ class KeyLimits(RateLimits):
             if own.asked or own.spent:
                 found.requests[key], found.tokens[key] = own.asked, own.spent
                 own.asked = own.spent = 0.0
-            elif now - own.used_at > IDLE_S:
+            elif now - own.used_at > IDLE_S and own.full(now):
                 del self._buckets[key]
         return found
 
