@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from pillion.core.usage import LOST, Incident, Mark, Report, Used
 from pillion.gateway import spool as module
-from pillion.gateway.reports import Reports
+from pillion.gateway.reports import Reports, UntoldError
 from pillion.gateway.spool import Spool, SpoolBusyError, SpoolFullError, own_and_orphans
 
 MAX = 2**20
@@ -364,3 +365,28 @@ def test_what_is_no_log_is_passed_over(tmp_path: Path) -> None:
     spool, orphans = own_and_orphans(tmp_path, MAX)
     assert orphans == []
     assert {path.name for path in tmp_path.iterdir()} == {".a file", "a directory", spool.id}
+
+
+@pytest.mark.parametrize("trouble", ["not taken", "not removed"])
+async def test_an_orphan_that_cannot_go_holds_up_nobody(tmp_path: Path, trouble: str) -> None:
+    """Control does not take what it says, or its directory stays: on NFS files that were open leave others behind."""
+    orphan = Spool(tmp_path / "s", MAX)
+    if trouble == "not removed":
+        (tmp_path / "s" / ".nfs0001").touch()
+
+    class Picky(Books):
+        async def report(self, report: Report) -> Mark:
+            if report.spool != "own":
+                if trouble == "not taken":
+                    raise UntoldError
+                return Mark(0)
+            return await super().report(report)
+
+    own, books = Spool(tmp_path / "own", MAX), Picky()
+    reports = Reports(books, own, [orphan], lambda: 0.0, random.random)  # type: ignore[arg-type]
+    for number in range(3):
+        own.tell(used(f"r{number}", "200"), own.open(used()))
+        synced(own)
+        with contextlib.suppress(UntoldError):
+            await reports.flush()
+        assert len(books.told) == number + 1

@@ -125,11 +125,14 @@ class Reports:
 
     async def flush(self) -> None:
         """Tell all that is on the disk. Raises `UntoldError`, `OSError`."""
+        await self._flush(self._own)  # first: whatever is wrong with an orphan, this goes on
         for orphan in list(self._orphans):
             await self._flush(orphan)
-            orphan.remove()
             self._orphans.remove(orphan)
-        await self._flush(self._own)
+            try:
+                orphan.remove()
+            except OSError as error:  # all of it is told; what is left of it is nobody's any more
+                log.error("log of usage not removed", spool=orphan.id, error=str(error))
 
     async def _flush(self, spool: Spool) -> None:
         while (mark := self._marks.get(spool.id)) is None or (told := spool.after(mark, BATCH)):

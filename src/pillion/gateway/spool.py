@@ -194,8 +194,8 @@ class Spool:
         for segment in self._segments:
             segment.path.unlink(missing_ok=True)
         (self.directory / "lock").unlink(missing_ok=True)
-        self.directory.rmdir()
         self.close()
+        self.directory.rmdir()
 
     def _append(self, record: Record) -> None:
         """Into the file's pages: no call of the system, and there all the same if the process is killed right after."""
