@@ -266,6 +266,18 @@ def test_prices_hold_from_their_instants_on() -> None:
         ("/v1/completions", {"max_tokens": 10**9}, CONTEXT),
         ("/v1/completions", {"max_tokens": "many", "n": None}, CONTEXT),
         ("/v1/embeddings", {}, 0),
+        # An engine takes the one or the other, or looks at neither.
+        ("/v1/chat/completions", {"max_tokens": 1, "max_completion_tokens": 900}, 900),
+        ("/v1/chat/completions", {"max_tokens": 900, "max_completion_tokens": 1}, 900),
+        ("/v1/chat/completions", {"max_tokens": 900, "max_completion_tokens": None}, 900),
+        ("/v1/chat/completions", {"max_tokens": 1, "max_completion_tokens": "900"}, CONTEXT),
+        ("/v1/chat/completions", {"max_output_tokens": 1}, CONTEXT),
+        ("/v1/responses", {"max_output_tokens": 900, "max_tokens": 1}, 900),
+        ("/v1/responses", {"max_tokens": 1}, CONTEXT),
+        ("/v1/completions", {"max_tokens": 900, "max_completion_tokens": 1}, 900),
+        ("/v1/other", {"max_tokens": 1}, CONTEXT),
+        ("/v1/chat/completions/batch", {"max_tokens": 5, "messages": [[{}], [{}]], "n": 2}, 20),
+        ("/v1/images/edits", {"n": "3"}, 3 * CONTEXT),
     ],
 )
 def test_the_most_that_a_request_may_cost(path: str, body: dict[str, object], answer: int) -> None:
@@ -285,6 +297,12 @@ def test_how_many_answers_a_request_may_have_of_a_pool() -> None:
     for body in ({"n": b"129"}, {"best_of": b"1000000000"}, {"n": b"65", "prompt": b'["a", "b"]'}):
         with pytest.raises(InvalidRequestError, match="128"):
             check_answers("/v1/completions", {name: msgspec.Raw(value) for name, value in body.items()})
+
+
+@pytest.mark.parametrize("n", ["8.0", '" 8 "', '"8_0"', "true", "[8]", "1e2"])
+def test_a_number_of_answers_that_only_an_engine_could_read(n: str) -> None:
+    with pytest.raises(InvalidRequestError, match="whole number"):
+        check_answers("/v1/chat/completions", {"n": msgspec.Raw(n.encode())})
 
 
 def test_a_model_without_a_price_cannot_be_called() -> None:

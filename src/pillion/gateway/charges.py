@@ -14,7 +14,19 @@ from pillion.gateway.body import Document
 # Around a prompt: what a chat template adds. A token has at least one byte, so that a body has no more than its bytes.
 TEMPLATE_TOKENS = 256
 CONTEXT = 32_768  # of models that do not say
-_LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+# Where engines read how long an answer may be; of two fields the one or the other. What else a body has of the kind they
+# do not look at, and whoever sends it has no less set aside for it.
+_CHAT = ("max_completion_tokens", "max_tokens")
+BATCH = "/v1/chat/completions/batch"
+_LENGTHS = {
+    "/v1/chat/completions": _CHAT,
+    BATCH: _CHAT,
+    "/v1/completions": ("max_tokens",),
+    "/v1/messages": ("max_tokens",),
+    "/v1/responses": ("max_output_tokens",),
+}
+# What holds many prompts.
+_MANY = {"/v1/completions": "prompt", BATCH: "messages"}
 _COUNTS = ("n", "best_of")
 MAX_ANSWERS = 128
 _WITHOUT_ANSWER = frozenset({"/v1/embeddings"})
@@ -33,7 +45,7 @@ class Charge:
 
 def check_answers(path: str, document: Document) -> None:
     """A request takes one turn of a shared pool, however much it asks for. Raises `InvalidRequestError`."""
-    if not ("n" in document or "best_of" in document or "prompt" in document):
+    if not ("n" in document or "best_of" in document or path in _MANY):
         return
     if (asked := answers_asked(path, document)) > MAX_ANSWERS:
         raise InvalidRequestError(
@@ -44,9 +56,10 @@ def check_answers(path: str, document: Document) -> None:
 
 
 def answers_asked(path: str, document: Document) -> int:
-    """How many texts are to be written."""
-    each = max([1, *(n for name in _COUNTS if (n := _number(document, name)) is not None)])
-    return each * _prompts(document["prompt"]) if path == "/v1/completions" and "prompt" in document else each
+    """How many texts are to be written. Raises `InvalidRequestError`."""
+    each = max([1, *(_count(document, name) for name in _COUNTS if name in document)])
+    many = document.get(_MANY.get(path, ""))
+    return each if many is None else each * _prompts(many)
 
 
 def most(
@@ -55,7 +68,7 @@ def most(
     """For a body of `size` bytes: its prompt, and the longest answer it allows, or what is left of the context. Files are
     not in `size`; what they hold is at most a context.
 
-    Raises `ModelNotPricedError`.
+    Raises `ModelNotPricedError`, `InvalidRequestError`.
     """
     price = price_at(model.prices or (), now)
     if price is None:
@@ -64,8 +77,7 @@ def most(
             param="model",
         )
     context = model.context or CONTEXT
-    asked = [n for name in _LENGTHS if (n := _number(document, name)) is not None]
-    answer = 0 if path in _WITHOUT_ANSWER else min([context, *asked])
+    answer = 0 if path in _WITHOUT_ANSWER else _longest(path, document, context)
     answers = answers_asked(path, document)
     prompt = size + TEMPLATE_TOKENS + (context if has_files else 0)
     return Charge(price, price.cost(prompt, answer * answers))
@@ -80,11 +92,31 @@ def _prompts(raw: msgspec.Raw) -> int:
     return len(given) if given and bytes(given[0])[:1] in (b'"', b"[") else 1
 
 
-def _number(document: Document, name: str) -> int | None:
-    """A whole number above zero; what is none is the engine's to refuse."""
-    raw = document.get(name)
+def _longest(path: str, document: Document, context: int) -> int:
+    """Tokens of one answer. An engine may read a number where there is none: then all that is left."""
+    given = [raw for name in _LENGTHS.get(path, ()) if (raw := document.get(name)) is not None]
+    asked = [_number(raw) for raw in given if bytes(raw) != b"null"]
+    known = [number for number in asked if number is not None]
+    return min(context, max(known)) if known and len(known) == len(asked) else context
+
+
+def _count(document: Document, name: str) -> int:
+    """In a form it is text. Engines read `8.0` as 8, so that what is no whole number is not for them to refuse."""
     try:
-        value = None if raw is None else msgspec.json.decode(raw, type=int)
+        value = msgspec.json.decode(document[name], type=int | str | None)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        value = ""
+    if isinstance(value, str):
+        if not (value.isascii() and value.isdigit() and len(value) < 10):
+            raise InvalidRequestError(f"The field '{name}' must be a whole number.", param=name)
+        value = int(value)
+    return 1 if value is None else value
+
+
+def _number(raw: msgspec.Raw) -> int | None:
+    """A whole number above zero."""
+    try:
+        value = msgspec.json.decode(raw, type=int)
     except msgspec.MsgspecError:
         return None
-    return value if value is not None and value > 0 else None
+    return value if value > 0 else None
