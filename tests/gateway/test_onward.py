@@ -285,3 +285,25 @@ async def test_a_container_of_which_no_replica_is_ready(town: Town) -> None:
     async with town.site.post("/inference-instances/5/proxy/x", town.key, {}) as answer:
         assert (answer.status, (await answer.json())["error"]["code"]) == (503, "no_healthy_replica")
         assert "retry-after" in answer.headers
+
+
+async def test_what_breaks_is_not_short_and_whole_to_an_old_client(town: Town) -> None:
+    """To a client of HTTP/1.0, as some proxies are, the end of a connection is the end of an answer without a length."""
+
+    async def public(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"first")
+        await asyncio.sleep(0.1)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    town.control.public = public
+    host, port = town.site.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /v1/files/f/content HTTP/1.0\r\nhost: x\r\n\r\n")
+    assert (await reader.readuntil(b"first")).startswith(b"HTTP/1.1 200")
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(reader.read(), 10)
+    writer.close()

@@ -18,7 +18,7 @@ CONTEXT = 32_768  # of models that do not say
 # do not look at, and whoever sends it has no less set aside for it.
 _CHAT = ("max_completion_tokens", "max_tokens")
 BATCH = "/v1/chat/completions/batch"
-_LENGTHS = {
+_LENGTHS: dict[str, tuple[str, ...]] = {
     "/v1/chat/completions": _CHAT,
     BATCH: _CHAT,
     "/v1/completions": ("max_tokens",),

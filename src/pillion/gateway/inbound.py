@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import traceback
 from typing import Any
 
@@ -47,6 +48,7 @@ class Inbound(asyncio.Protocol):
         "_status",
         "_taken_at",
         "_transport",
+        "_unframed",
         "_unsent",
         "peer",
         "request_id",
@@ -65,7 +67,7 @@ class Inbound(asyncio.Protocol):
         self._arrived = 0.0
         self._deadline = 0.0
         self._advancing = self._chunked = self._closing = self._lingering = self._paused = False
-        self._expect = self._full = self._keep_alive = False
+        self._expect = self._full = self._keep_alive = self._unframed = False
         self._unsent, self._taken_at = 0, 0.0
         self.request_id = ""
         self.peer = "unknown"
@@ -156,7 +158,8 @@ class Inbound(asyncio.Protocol):
             return
         bodiless = self._head.method == "HEAD" or status in (204, 304)
         self._chunked = length is None and not bodiless and self._head.minor == 1
-        if length is None and not bodiless and not self._chunked:
+        self._unframed = length is None and not bodiless and not self._chunked
+        if self._unframed:
             self._keep_alive = False
         head = self._top(status, fields, length, chunked=self._chunked)
         self._house.first_byte(self._kind, self._house.timer() - self._arrived)
@@ -186,6 +189,8 @@ class Inbound(asyncio.Protocol):
         log.warning("answer cut off", request_id=self.request_id, reason=why)
         if self._head is not None:
             self._closing = True
+            if self._unframed:
+                self._reset()
             self._done()
 
     def fail(self, error: PillionError, fields: http.Fields = ()) -> None:
@@ -385,6 +390,13 @@ class Inbound(asyncio.Protocol):
         self._deadline = self._loop.time() + limits.keep_alive_s
         if self._reader.waiting and not self._advancing:
             self._advance()
+
+    def _reset(self) -> None:
+        """Of an answer that only the connection's end ends, an orderly end would say that it is whole."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
 
     def _drop(self) -> None:
         self._exchange = None
