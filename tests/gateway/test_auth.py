@@ -92,3 +92,12 @@ def test_who_sees_metrics_without_a_key(
 ) -> None:
     head = Head("GET", "/metrics", "", [("x-forwarded-for", value) for value in forwarded])
     assert Doorkeeper(lambda: 0.0, proxies, ("127.0.0.0/8",)).may_watch(head, peer) is may
+
+
+def test_what_is_written_at_length_around_a_key_is_not_kept() -> None:
+    text, entry = make_key()
+    door, routes = Doorkeeper(lambda: 0.0), Routes(make_snapshot(entry))
+    for number in range(100):
+        head = Head("POST", "/", "", [("authorization", f"Bearer {' ' * (10_000 + number)}{text}")])
+        assert door.authorize(routes, head, "inference", "::1").account
+    assert sum(map(len, [*door._seen, *door._known])) < 100_000

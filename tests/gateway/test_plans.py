@@ -247,3 +247,17 @@ def test_a_canary_that_arrives_is_noticed() -> None:
     assert plans.resolve(ACME, "ft1:1", None).canary is None
     knowledge.apply(knowledge.newest().patched(difference(before, after)), 1_000.0)
     assert plans.resolve(ACME, "ft1:1", None).canary is not None
+
+
+def test_long_paths_are_not_kept() -> None:
+    """A client may choose among very many of them."""
+    knowledge = Knowledge(lambda: 1_000.0, 60.0)
+    knowledge.apply(Routes(make_snapshot(make_instance(1, make_replica("r")))), 1_000.0)
+    plans = plans_of(knowledge)
+    route = plans.resolve(ACME, BASE, None)
+    for number in range(100):
+        path = f"/v1/{number}{'x' * 10_000}"
+        assert path.encode() in plans.plan(route, route.candidates[0], path).prefix
+    assert sum(len(plan.prefix) for plan in plans._plans.values()) < 100_000
+    path = "/v1/chat/completions"
+    assert plans.plan(route, route.candidates[0], path) is plans.plan(route, route.candidates[0], path)

@@ -20,6 +20,7 @@ from pillion.gateway.pool import Pool
 from pillion.gateway.tokens import Wanted
 
 MAX_PLANS = 8192
+MAX_PATH = 256  # of those kept: engines' paths are short, and a client may make up very many that are not
 Ask = tuple[str, str, str | None]  # account, model, adapter header
 
 
@@ -146,8 +147,9 @@ class Plans:
         if found is None:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
-            address = self._pool.origin(candidate.replica.url)
-            found = self._plans[key] = Plan(route, candidate, path, address)
+            found = Plan(route, candidate, path, self._pool.origin(candidate.replica.url))
+            if len(path) <= MAX_PATH:
+                self._plans[key] = found
         return found
 
 
