@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import resource
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -307,3 +308,26 @@ async def test_what_breaks_is_not_short_and_whole_to_an_old_client(town: Town) -
     with pytest.raises(ConnectionResetError):
         await asyncio.wait_for(reader.read(), 10)
     writer.close()
+
+
+@pytest.mark.parametrize(("method", "times"), [("GET", 2), ("DELETE", 2), ("PATCH", 1)])
+async def test_what_may_not_be_done_twice_is_not_asked_twice(town: Town, method: str, times: int) -> None:
+    """A connection that has answered before is lost: perhaps for its age, perhaps while the request was worked on."""
+    seen: list[str] = []
+
+    async def work(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        seen.append(request.method)
+        if len(seen) > 1:
+            assert request.transport is not None
+            request.transport.abort()
+        return web.Response()
+
+    town.b.behave = work
+    custom = make_instance(5, make_replica("b", url=town.b.url), openai_compatible=False)
+    await town.publish(town.entry, town.adapter, custom, town.instance(town.a))
+    headers = {"authorization": f"Bearer {town.key}"}
+    for one, status in (("GET", 200), (method, 503)):
+        url = f"{town.site.url}/inference-instances/5/proxy/x"
+        async with town.site.client.request(one, url, headers=headers) as answer:
+            assert answer.status == status
+    assert seen == ["GET"] + [method] * times

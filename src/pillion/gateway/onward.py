@@ -22,6 +22,8 @@ from pillion.gateway.outbound import Asker, Origin, Outbound
 from pillion.gateway.pool import Pool
 from pillion.gateway.replies import ReplyHead
 
+# RFC 9110, section 9.2.2. Of methods that nobody knows nothing is known.
+IDEMPOTENT = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
 CONTAINER = re.compile(r"/inference-instances/(?P<id>[^/]*)/proxy(?P<path>/.*)?")
 
 
@@ -124,7 +126,7 @@ class Passage(Exchange, Asker):
         if self._begun:
             self._settle()
             self._client.cut(why)
-        elif reused and self._length == 0 and self._head.method != "POST":
+        elif reused and self._length == 0 and self._head.method in IDEMPOTENT:
             # It was closed for its age; what is asked for may be asked twice.
             self._pool.connect(self._origin(), self)
         else:
