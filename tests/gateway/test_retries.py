@@ -160,6 +160,27 @@ async def test_an_idle_connection_closed_under_us_costs_nothing(town: Town) -> N
     assert await town.site.metric("pillion_gateway_upstream_failures_total") == 0
 
 
+async def test_idle_connections_that_are_all_lost_are_not_two_dead_replicas(town: Town) -> None:
+    """What is between has forgotten them, and says so only when something is sent."""
+    await town.only(town.a)
+    both = asyncio.Barrier(2)
+
+    async def together(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await both.wait()
+        return await chat(request, body)
+
+    town.a.behave = together
+    await asyncio.gather(*(town.site.chat(town.key, "ft1:1") for _ in range(2)))
+    old = [request.transport for request, _ in town.a.asked]
+
+    async def only_on_new(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return await (die if request.transport in old else chat)(request, body)
+
+    town.a.behave = only_on_new
+    assert (await town.site.chat(town.key, "ft1:1"))[0] == 200
+    assert await town.site.metric("pillion_gateway_quarantines_total") == 0
+
+
 async def test_client_that_leaves_while_it_waits_closes_upstream(town: Town) -> None:
     asked, cancelled = asyncio.Event(), asyncio.Event()
 

@@ -304,7 +304,8 @@ class Placing:
     def _reach(self, plan: Plan) -> None:
         request = self._request
         assert request is not None
-        connection = self._in.pool.take(plan.address)
+        # Where one that was kept was lost, so may be all: on a new one the replica's own word counts.
+        connection = None if self._tries.avoided else self._in.pool.take(plan.address)
         if connection is None:
             self._in.pool.connect(plan.address, request)
         else:
