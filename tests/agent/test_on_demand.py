@@ -202,6 +202,28 @@ async def test_a_broken_adapter_costs_no_load_for_each_who_asks(serving: Serving
         assert not (await agent.status()).adapters
 
 
+async def test_a_load_that_failed_and_has_no_slot_when_it_is_due_again_is_no_failure(
+    serving: Serving, node: Node
+) -> None:
+    a, b, c = node.put("a", 1), node.put("b", 2), node.put("c", 3)
+    kept, away = node.store, node.store.with_name("away")
+    one, two, three = (msgspec.structs.replace(entry, hold="attached") for entry in (a, b, c))
+    loaded = msgspec.structs.replace(three, hold="loaded")
+    async with serving(lora=LORA) as agent:
+        await opened(agent, one, two)
+        await agent.until(lambda status: resident(status) == {"a", "b"})
+        kept.rename(away)
+        await opened(agent, one, loaded, version=2)
+        await agent.until(lambda status: any(row.state == "failed" for row in status.adapters))
+        await opened(agent, one, two, loaded, version=3)
+        away.rename(kept)
+        await agent.until(lambda status: {row.state for row in status.adapters} == {"loaded", "registered"})
+        status, body = await agent.load(permit(c))
+        assert (status, body["error"]["code"]) == (503, "instance_at_capacity")
+        await opened(agent, one, loaded, version=4)
+        await agent.until(lambda status: resident(status) == {"a", "c"})
+
+
 async def test_what_is_dropped_leaves_and_does_not_come_back(serving: Serving, node: Node) -> None:
     a = node.put("a", 1)
     async with serving(lora=LORA) as agent:

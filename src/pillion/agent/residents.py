@@ -306,9 +306,10 @@ class Residents:
         failed = {name for name, row in self._table.rows.items() if row.state == "failed"}
         for name in [name for name in self._trials if name not in failed and name not in self._running()]:
             del self._trials[name]
-        for name, trial in self._trials.items():
-            if name in failed and trial.due <= self._now():  # it waits for a slot, not for a time
-                trial.due = self._now() + self._backoff.delay(trial.count)
+        for name, trial in list(self._trials.items()):
+            if name in failed and trial.due <= self._now():
+                del self._trials[name]  # it waits for a slot now, and what it failed for may have passed
+                self._table.waits(name, self._now())
 
     def _running(self) -> set[str]:
         return set(self._attached.tasks) if self._attached else set()

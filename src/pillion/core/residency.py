@@ -285,6 +285,10 @@ class Table:
         """The load came to nothing and the engine does not hold it."""
         return self._move(engine_name, "failed", now, failure=failure)
 
+    def waits(self, engine_name: str, now: float) -> Residency:
+        """It failed, is to be tried again, and there is no slot for it."""
+        return self._move(engine_name, "registered", now, failure=None)
+
     def begin_unload(self, engine_name: str, now: float) -> Residency:
         return self._move(engine_name, "evicting", now)
 
