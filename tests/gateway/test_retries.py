@@ -50,6 +50,16 @@ async def fenced(request: web.Request, body: dict[str, Any]) -> web.StreamRespon
     return web.json_response(error, status=503, headers={"x-pillion-retry": "1"})
 
 
+def dead(when: str) -> Any:
+    """What an engine's gate says where the engine behind it died."""
+
+    async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        error = {"error": {"message": "The engine died.", "type": "x", "param": None, "code": "engine_dead"}}
+        return web.json_response(error, status=503, headers={"x-pillion-dead": when})
+
+    return answer
+
+
 def first_asked(town: Town) -> Engine:
     """The replica that idle ties go to for adapter 1."""
     return town.a if town.a.asked else town.b
@@ -97,6 +107,29 @@ async def test_two_replicas_lost_is_the_end(town: Town) -> None:
     assert (status, body["error"]["code"]) == (503, "no_healthy_replica")
     assert "retry-after" in headers
     assert len(town.a.asked) + len(town.b.asked) + len(third.asked) == 2
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+async def test_a_request_that_an_engine_died_with_moves(town: Town, when: str) -> None:
+    for engine, other in ((town.a, town.b), (town.b, town.a)):
+        engine.behave, other.behave = dead(when), chat
+        status, _, body = await town.site.chat(town.key, "ft1:1", stream=False)
+        assert (status, body["model"]) == (200, "ft1:1")
+
+
+async def test_two_engines_that_died_with_it_are_the_end_and_what_no_engine_began_is_free(town: Town) -> None:
+    more = [make_replica(name, town.adapter, url=town.b.url) for name in ("b", "c", "d")]
+    await town.publish(town.entry, town.adapter, make_instance(1, *more))
+    town.b.behave = dead("during")
+    status, _, body = await town.site.chat(town.key, "ft1:1")
+    assert (status, "not tried again" in body["error"]["message"]) == (503, True)
+    assert len(town.b.asked) == 2
+    await town.publish(town.entry, make_adapter(2), make_instance(1, *more))
+    town.b.asked.clear()
+    town.b.behave = dead("before")
+    status, _, body = await town.site.chat(town.key, BASE)
+    assert (status, body["error"]["code"]) == (503, "no_healthy_replica")
+    assert len(town.b.asked) == 3
 
 
 async def test_retries_stop_when_the_budget_is_spent(town: Town) -> None:

@@ -18,8 +18,12 @@ MAX_ERROR_BODY = 64 * 2**10
 ENDS = {"/v1/chat/completions": DONE, "/v1/completions": DONE, "/v1/responses": RESPONSE_DONE}
 
 
-class KeyRefusedError(Exception):
-    """The engine does not take the gateway's key: nothing was done."""
+class TurnedAwayError(Exception):
+    """The engine did nothing, and will do nothing: it does not take this gateway's key, or is dead."""
+
+
+class EngineDiedError(Exception):
+    """The engine died of the request, or while it had it."""
 
 
 class CutShortError(Exception):
@@ -63,13 +67,17 @@ class Reply(Protocol):
 def read_reply(head: ReplyHead, length: int | None, origin: Origin, limit: int) -> Reply:
     """`length` of the body, where it is known. `limit`: bytes of a JSON document or of one event.
 
-    Raises `NotResident` and `KeyRefusedError` where another replica may do better, `EngineError` where nothing can be read.
+    Raises `NotResident`, `TurnedAwayError` and `EngineDiedError` where another replica may do better, `EngineError` where
+    nothing can be read.
     """
     status, fields = head.status, head.fields
-    if status == 503 and _first(fields, b"x-pillion-retry") == b"1":
-        raise NotResident
+    if status == 503:
+        if _first(fields, b"x-pillion-retry") == b"1":
+            raise NotResident
+        if dead := _first(fields, b"x-pillion-dead"):
+            raise TurnedAwayError if dead == b"before" else EngineDiedError
     if status in (401, 403):
-        raise KeyRefusedError
+        raise TurnedAwayError
     if status >= 300:
         return _Refusal(status, origin.scrub)
     if head.kept is None:

@@ -9,7 +9,7 @@ import structlog
 from pillion.core.errors import PillionError
 from pillion.core.snapshot import Key, Replica
 from pillion.gateway import headers
-from pillion.gateway.answers import CutShortError, KeyRefusedError, Reply, broken, read_reply
+from pillion.gateway.answers import CutShortError, EngineDiedError, Reply, TurnedAwayError, broken, read_reply
 from pillion.gateway.form import Form
 from pillion.gateway.house import Exchange
 from pillion.gateway.http import Head
@@ -128,9 +128,12 @@ class InferenceExchange(Exchange, Asker):
         except NotResident:
             self._part()
             self._placing.missing(plan)
-        except KeyRefusedError:
+        except TurnedAwayError:
             self._part()
-            self.refused("the engine does not take the gateway's key")
+            self.refused("the engine turned it away")
+        except EngineDiedError:
+            self._part()
+            self._lost(reused=False)
         except PillionError as error:
             self.fail(error)
 

@@ -24,12 +24,16 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.running: list[str] = []
         self.deaf = False
+        self.is_dead = False
         self.adding = asyncio.Event()
         self.adding.set()
         self.ticks: asyncio.Queue[None] = asyncio.Queue()
 
     async def facts(self) -> EngineFacts:
         return EngineFacts("fake", "1", self.lora, "why" if self.lora == "refused" else None, 7)
+
+    def dead(self) -> bool:
+        return self.is_dead
 
     async def add(self, name: str, path: str) -> None:
         await self.adding.wait()
@@ -77,7 +81,11 @@ class FakeEngine:
     async def _answer(self, fields: Message, send: Any) -> None:
         stream = bool(fields.get("stream"))
         kind = b"text/event-stream" if stream else b"application/json"
-        start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]}
+        start: Message = {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-type", kind)],
+        }
         if stream:
             await send(start)
         for number in range(int(fields.get("tokens", 0))):
@@ -86,7 +94,7 @@ class FakeEngine:
                 data = b'data: {"t":%d}\n\n' % number
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         if not stream:
-            await send(start)
+            await send(start | {"status": fields.get("status", 200)})
         await send({"type": "http.response.body", "body": b"" if stream else b"{}", "more_body": False})
 
 
@@ -176,10 +184,9 @@ class Client:
     async def call(self, method: str, path: str, body: object = None, **headers: str) -> Call:
         return await self.start(method, path, body, **headers).answer()
 
-    def chat(self, model: str, tokens: int = 0, stream: bool = False) -> Call:
-        return self.start(
-            "POST", "/v1/chat/completions", {"model": model, "tokens": tokens, "stream": stream}
-        )
+    def chat(self, model: str, tokens: int = 0, stream: bool = False, **more: object) -> Call:
+        body = {"model": model, "tokens": tokens, "stream": stream, **more}
+        return self.start("POST", "/v1/chat/completions", body)
 
 
 class Bench:

@@ -124,7 +124,8 @@ async def test_closing_lets_requests_in_flight_finish() -> None:
     bench = Bench()
     await bench.load(ADAPTER)
     stream = bench.user.chat(ADAPTER, tokens=2, stream=True)
-    await stream.events(1)
+    bench.engine.tick()
+    await stream.events(2)
     assert (await bench.agent.call("POST", f"/pillion/v1/adapters/{ADAPTER}/close")).status == 200
     assert (await bench.user.chat(ADAPTER).answer()).code == "adapter_fenced"
     bench.engine.tick(2)
@@ -151,7 +152,8 @@ async def test_unload_waits_for_what_is_in_flight() -> None:
     bench = Bench()
     await bench.load(ADAPTER)
     stream = bench.user.chat(ADAPTER, tokens=3, stream=True)
-    await stream.events(1)
+    bench.engine.tick()
+    await stream.events(2)
     going = unload(bench)
     refused = await bench.user.chat(ADAPTER).answer()
     assert (refused.status, refused.code) == (503, "adapter_fenced")
@@ -172,7 +174,8 @@ async def test_at_the_deadline_streams_end_with_an_error_event_and_others_may_re
     stream = bench.user.chat(ADAPTER, tokens=9, stream=True)
     plain = bench.user.chat(ADAPTER, tokens=9)
     beside = bench.user.chat(BASE, tokens=4, stream=True)
-    await stream.events(1)
+    bench.engine.tick()
+    await stream.events(2)
     await until(lambda: bench.engine.running.count(ADAPTER) == 2)
     done = (await unload(bench, deadline_s=0).answer()).json()
     assert (done["drained"], done["cut"]) == (0, 2)
@@ -193,7 +196,8 @@ async def test_an_engine_deaf_to_disconnects_is_cancelled(monkeypatch: pytest.Mo
     bench.engine.deaf = True
     await bench.load(ADAPTER)
     stream = bench.user.chat(ADAPTER, tokens=9, stream=True)
-    await stream.events(1)
+    bench.engine.tick()
+    await stream.events(2)
     done = (await unload(bench, deadline_s=0).answer()).json()
     assert done["cut"] == 1
     assert b"adapter_detached" in (await stream.answer()).body
@@ -215,7 +219,8 @@ async def test_an_agent_that_hangs_up_does_not_stop_its_unload() -> None:
     bench = Bench()
     await bench.load(ADAPTER)
     stream = bench.user.chat(ADAPTER, tokens=1, stream=True)
-    await stream.events(1)
+    bench.engine.tick()
+    await stream.events(2)
     going = unload(bench)
     await asyncio.sleep(0)
     going.leave()

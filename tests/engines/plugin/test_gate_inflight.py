@@ -45,6 +45,27 @@ async def test_a_client_that_leaves_before_its_body_is_read_is_no_error() -> Non
     assert (await call.answer()).messages == []
 
 
+async def test_the_excuses_of_a_dead_engine_are_not_passed_on() -> None:
+    bench = Bench()
+    begun = bench.user.chat(BASE, 2, stream=True)
+    await until(lambda: len(bench.engine.running) == 1)
+    bench.engine.tick()
+    await begun.events(2)
+    lost = [bench.user.chat(BASE, 1, stream=True), bench.user.chat(BASE, 1, status=500)]
+    whole = bench.user.chat(BASE, 1)
+    await until(lambda: len(bench.engine.running) == 4)
+    bench.engine.is_dead = True
+    bench.engine.tick(4)
+    for call in lost:
+        await call.answer()
+        assert (call.status, call.code, call.headers["x-pillion-dead"]) == (503, "engine_dead", "during")
+    assert (await whole.answer()).status == (await begun.answer()).status == 200
+    assert b"".join(message["body"] for message in begun.messages[1:]).count(b"data:") == 2
+    late = await bench.user.chat(BASE).answer()
+    assert (late.status, late.headers["x-pillion-dead"]) == (503, "before")
+    assert bench.engine.served == [BASE] * 4
+
+
 async def test_an_engine_that_fails_is_not_counted_for_ever() -> None:
     bench = Bench()
     await bench.load(ADAPTER)

@@ -41,6 +41,9 @@ class SimAdapters:
     async def facts(self) -> EngineFacts:
         return EngineFacts("sim", __version__, "native", max_requests=self._config.options.max_num_seqs)
 
+    def dead(self) -> bool:
+        return False
+
     async def add(self, name: str, path: str) -> None:
         faults = self._faults()
         if names(faults.refuse_load, name):

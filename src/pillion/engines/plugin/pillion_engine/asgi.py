@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Literal
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -16,11 +16,19 @@ DISCONNECT: Message = {"type": "http.disconnect"}
 class Refusal(Exception):
     """An answer other than the one asked for, in OpenAI's error shape.
 
-    `retry` marks a refusal that another replica, or this one a moment later, may well answer.
+    `retry` marks a refusal that another replica, or this one a moment later, may well answer; `dead` one by an engine that
+    is dead: `before` the request began, or `during` it.
     """
 
     def __init__(
-        self, status: int, code: str, message: str, *, param: str | None = None, retry: bool = False
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry: bool = False,
+        dead: Literal["before", "during"] | None = None,
     ):
         super().__init__(message)
         self.status = status
@@ -28,6 +36,7 @@ class Refusal(Exception):
         self.message = message
         self.param = param
         self.retry = retry
+        self.dead = dead
 
     def body(self) -> dict[str, Any]:
         """The JSON object for the client."""
@@ -83,8 +92,13 @@ async def send_json(send: Send, status: int, body: object, headers: dict[str, st
 
 
 async def send_refusal(send: Send, refusal: Refusal) -> None:
-    """Answers with `refusal`; a retryable one carries `x-pillion-retry` and `retry-after`."""
+    """Answers with `refusal`; a retryable one carries `x-pillion-retry` and `retry-after`.
+
+    A dead engine's carries `x-pillion-dead`.
+    """
     headers = {"x-pillion-retry": "1", "retry-after": "1"} if refusal.retry else {}
+    if refusal.dead is not None:
+        headers["x-pillion-dead"] = refusal.dead
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"
     await send_json(send, refusal.status, refusal.body(), headers)

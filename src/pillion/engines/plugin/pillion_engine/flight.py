@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 from .asgi import DISCONNECT, App, Message, Receive, Refusal, Scope, Send, send_refusal
@@ -12,9 +13,10 @@ class Flight:
 
     `done` resolves when the engine no longer works on it. `cut()` ends it early: the inner application sees
     its client disconnect and aborts the generation, and the real client is told instead of being left short.
+    Where the engine is `dead` before the answer's first byte, its server's excuse is not passed on.
     """
 
-    def __init__(self, model: str):
+    def __init__(self, model: str, dead: Callable[[], bool]):
         loop = asyncio.get_running_loop()
         self.model = model
         self.done: asyncio.Future[None] = loop.create_future()
@@ -23,6 +25,9 @@ class Flight:
         self._listening: asyncio.Task[Message] | None = None
         self._body: bytes | None = None
         self._left = False
+        self._dead = dead
+        self._lost = False
+        self._start: Message | None = None
         self._started = False
         self._events = False
         self._closed = False
@@ -63,8 +68,12 @@ class Flight:
             if self._left or self._cut.done():
                 await self._settle()
 
-    async def tell_cut(self) -> None:
-        """Says to a client whose request was cut off that it was. Call after `done`."""
+    async def tell(self) -> None:
+        """Says to a client whose request was cut off or lost that it was. Call after `done`."""
+        if self._lost and not self._left:
+            refusal = Refusal(503, "engine_dead", "The engine died before it answered.", dead="during")
+            await send_refusal(self._client[1], refusal)
+            return
         if not self._cut.done() or self._closed or self._left:
             return
         _, send = self._client
@@ -98,13 +107,21 @@ class Flight:
         return DISCONNECT
 
     async def _send(self, message: Message) -> None:
-        if self._cut.done():
+        if self._cut.done() or self._lost:
             return
         if message["type"] == "http.response.start":
-            self._started = True
-            kinds = [value for key, value in message.get("headers", []) if key.lower() == b"content-type"]
+            self._start = message  # goes out with the first of the body: a stream's comes long before that
+            return
+        if self._start is not None:
+            start, self._start = self._start, None
+            kinds = [value for key, value in start.get("headers", []) if key.lower() == b"content-type"]
             self._events = bool(kinds) and kinds[0].startswith(b"text/event-stream")
-        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            if (start["status"] >= 500 or self._events) and self._dead():
+                self._lost = True
+                return
+            self._started = True
+            await self._client[1](start)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._closed = True
         await self._client[1](message)
 

@@ -114,10 +114,12 @@ class Gate:
     async def _relay(self, role: Role, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._max_body)
         model = _model_of(body) if role == "agent" else _strict_model_of(scope, body)
+        if self._port.dead():
+            raise Refusal(503, "engine_dead", "The engine is dead.", dead="before")
         facts = await self._engine()
         # From the check to the count nothing awaits, so no name can close in between.
         entry = self._entry(role, model)
-        flight = Flight(model or self._base)
+        flight = Flight(model or self._base, self._port.dead)
         if entry is not None:
             self._keep_right(facts, role, entry)
             entry.flights.add(flight)
@@ -128,7 +130,7 @@ class Gate:
             if entry is not None:
                 entry.flights.discard(flight)
             flight.done.set_result(None)
-        await flight.tell_cut()
+        await flight.tell()
 
     def _entry(self, role: Role, model: str | None) -> Entry | None:
         entry = self._roster.bases.get(model or "") or self._roster.adapters.get(model or "")

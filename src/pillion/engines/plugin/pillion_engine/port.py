@@ -33,6 +33,10 @@ class EnginePort(Protocol):
         """What the engine is. Asked once."""
         ...
 
+    def dead(self) -> bool:
+        """Whether the engine behind the server is gone: what the server still answers are its excuses."""
+        ...
+
     async def add(self, name: str, path: str) -> None:
         """Loads the adapter in the directory `path`. Raises EngineRefused, leaving nothing behind."""
         ...

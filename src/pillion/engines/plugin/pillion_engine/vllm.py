@@ -69,6 +69,9 @@ class VllmPort:
         most = self._engine.vllm_config.scheduler_config.max_num_seqs
         return EngineFacts("vllm", vllm.__version__, decision.lora, decision.reason, most)
 
+    def dead(self) -> bool:
+        return bool(self._engine.errored)
+
     async def add(self, name: str, path: str) -> None:
         from vllm.lora.request import LoRARequest
         from vllm.v1.engine.exceptions import EngineDeadError
