@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from pillion.core.usage import Used
-from pillion.gateway.spool import Spool
 from tests.gateway.conftest import Town
-from tests.gateway.site import Control, chunk, fleet, open_stream, site
-from tests.gateway.world import BASE, make_instance, make_key, make_replica, make_snapshot
+from tests.gateway.site import chunk, open_stream
+from tests.gateway.world import BASE
 
 
 def data(raw: bytes) -> list[Any]:
@@ -279,38 +276,3 @@ async def test_stream_must_be_a_boolean(town: Town) -> None:
     """An engine might take "yes" for true: a stream nobody counted."""
     status, _, body = await town.site.chat(town.key, "ft1:1", stream="yes")
     assert (status, body["error"]["param"]) == (400, "stream")
-
-
-async def test_a_response_whose_client_leaves_costs_what_it_had_of_it(
-    tmp_path: Path, control: Control
-) -> None:
-    """Engines tell the usage of a response in its last event, which the client need not wait for."""
-    had = asyncio.Event()
-
-    async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        response = await open_stream(request)
-        created = {"type": "response.created", "response": {"model": body["model"], "usage": None}}
-        events = [
-            created,
-            *({"type": "response.output_text.delta", "delta": f" {n}.delta"} for n in range(9)),
-        ]
-        for event in events:
-            await response.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
-        await had.wait()
-        return response
-
-    text, entry = make_key()
-    async with fleet(1) as (engine,), site(tmp_path, control) as running:
-        engine.behave = answer
-        await control.publish(make_snapshot(entry, make_instance(1, make_replica("a", url=engine.url))))
-        document = {"model": BASE, "input": "hi", "stream": True}
-        got = await running.post("/v1/responses", text, document)
-        await got.content.readuntil(b" 8.delta")
-        got.close()
-        while await running.metric('pillion_gateway_in_flight{kind="inference"}'):
-            await asyncio.sleep(0.01)
-        had.set()
-    (directory,) = (tmp_path / "spool").iterdir()
-    (told,) = Spool(directory, 2**20).after(0, 10)
-    assert isinstance(told, Used)
-    assert (told.status, told.completion_tokens) == ("499", 9)

@@ -15,7 +15,6 @@ DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]\s*\Z")
 RESPONSE_DONE = re.compile(
     DONE.pattern + rb'|"type"\s*:\s*"(?:response\.(?:completed|failed|incomplete)|error)"'
 )
-_PIECE = b'.delta"'  # of the type of a response's event that has some of its text
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\r\n|\r\n\n|\n\n|\r\r")
 _LONGEST_BOUNDARY = 4
 _NEWLINE, _RETURN = b"\n\r"
@@ -160,7 +159,7 @@ class EventEcho:
         out = self._echo.exact(event)
         if out is not None:
             if self._ends is not DONE:
-                self._of_response(event)
+                self.done = self.done or self._ends.search(event) is not None
             elif event == b"data: [DONE]\n\n":
                 self.done = True
             else:
@@ -182,18 +181,11 @@ class EventEcho:
     def _event(self, event: bytes) -> bytes:
         if (plain := self._plain(event)) is not None:
             return plain
-        if self._ends is not DONE:
-            self._of_response(event)
-        elif DONE.search(event):
+        if self._ends.search(event):
             self.done = True
         if b'"model"' in event or b'"error"' in event:
             event = b"".join([self._line(line) for line in _lines(event)])
         return self.tokens.sift(event, self._wanted)
-
-    def _of_response(self, event: bytes) -> None:
-        self.done = self.done or self._ends.search(event) is not None
-        if event.find(_PIECE) >= 0:
-            self.tokens.pieces += 1
 
     def _line(self, line: bytes) -> bytes:
         if not line.startswith(b"data:"):

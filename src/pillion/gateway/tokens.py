@@ -32,16 +32,12 @@ class Wanted(Enum):
 
 
 class Tokens:
-    """Of one answer: `prompt`, `cached` and `completion` as last said by the engine, None where it said nothing.
+    """Of one answer: `prompt`, `cached` and `completion` as last said by the engine, None where it said nothing."""
 
-    `pieces`: of an answer whose engine tells its usage at the end alone. Each is a token at least: until then they count.
-    """
-
-    __slots__ = ("_last", "pieces")
+    __slots__ = ("_last",)
 
     def __init__(self) -> None:
         self._last: bytes | Usage | None = None
-        self.pieces = 0
 
     def document(self, text: bytes) -> None:
         """A whole JSON answer."""
@@ -107,7 +103,7 @@ class Tokens:
         """Prompt, cached, completion."""
         usage = self._read()
         if usage is None:
-            return None, None, self.pieces or None
+            return None, None, None
         details = usage.prompt_tokens_details or usage.input_tokens_details
         return (
             _either(usage.prompt_tokens, usage.input_tokens),
