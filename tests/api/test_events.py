@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from pillion.control import events, keys
+from pillion.control import events, keys, logins
 from pillion.control.events import Wanted
+from tests.api.people import browser, join
 from tests.api.site import Site, found, refused
 
 
@@ -134,6 +135,27 @@ async def test_following_ends_with_the_key(site: Site) -> None:
         await put(site, "one")
         await event(lines)
         await keys.revoke(site.control, site.a.who, site.a.who.key)
+        assert [line async for line in lines if line.strip()] == []
+
+
+async def test_following_ends_with_the_membership(site: Site) -> None:
+    async with browser(site) as theirs:
+        session = await join(site, theirs, site.a, "bob@example.com")
+        bob = await logins.enter(site.control, theirs.client.cookies["pillion_session"], "")
+    async with following(events.follow(site.control, bob, Wanted("s"), None)) as lines:
+        await put(site, "one")
+        await event(lines)
+        found(await site.a.delete(f"/v1/members/{session['member']['id']}"))
+        await put(site, "not theirs")
+        assert [line async for line in lines if line.strip()] == []
+
+
+async def test_following_ends_where_the_account_is_suspended(site: Site) -> None:
+    async with following(events.follow(site.control, site.a.who, Wanted("s"), None)) as lines:
+        await put(site, "one")
+        await event(lines)
+        found(await site.admin.patch(f"/v1/admin/accounts/{site.a.who.account}", json={"suspended": True}))
+        await put(site, "two")
         assert [line async for line in lines if line.strip()] == []
 
 

@@ -62,7 +62,7 @@ async def listing_all(
 
 
 def follow(control: Control, who: Principal, wanted: Wanted, after: str | None) -> AsyncIterator[bytes]:
-    """The caller's own as JSON lines, from `after` on and without end, for as long as the key is good."""
+    """The caller's own as JSON lines, from `after` on and without end, for as long as they are let in."""
     return _follow(control, who, lookup.page_after(after), _mine(who, wanted), _view)
 
 
@@ -133,9 +133,14 @@ async def _follow(
 
 
 async def _good(control: Control, tx: Tx, who: Principal) -> bool:
-    """Whether the key it was begun with is still good. Who came without one has no key to lose."""
+    """Whether who began it would still be let in: by their account, as its member, with their key."""
+    account = await tx.accounts.get(who.account)
+    if account is None or account.suspended_at is not None:
+        return False
+    if who.member is not None and await tx.members.get(who.account, who.member) is None:
+        return False
     key = await tx.keys.get(who.account, who.key)
-    if key is None:
+    if key is None:  # who came without one has none to lose
         return True
     return key.revoked_at is None and (key.expires_at is None or key.expires_at > control.clock())
 
