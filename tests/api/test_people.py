@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from pillion.control import keys, logins
 from pillion.control.passwords import Passwords
+from pillion.core.errors import NotLoggedInError
 from tests.api.people import PASSWORD, Browser, browser, invited, join
 from tests.api.site import Site, found, refused
 
@@ -190,6 +192,14 @@ class TestMembers:
         with_key = {"authorization": f"Bearer {made['key']}"}
         refused(await site.nobody.get("/v1/account", headers=with_key), 401, "invalid_api_key")
         refused(await member.log_in("bob@example.com"), 401, "invalid_login")
+
+    async def test_who_goes_while_they_make_a_key_gets_none(
+        self, site: Site, owner: Browser, member: Browser
+    ) -> None:
+        who = await logins.enter(site.control, member.client.cookies["pillion_session"], "")
+        found(await owner.ask("DELETE", f"/v1/members/{who.member}"))
+        with pytest.raises(NotLoggedInError):
+            await keys.create(site.control, who, "", ["manage"])
 
     async def test_a_member_may_leave(self, owner: Browser, member: Browser) -> None:
         found(await member.ask("DELETE", "/v1/members/me"))

@@ -15,6 +15,7 @@ from pillion.core.errors import (
     InvalidApiKeyError,
     InvalidRequestError,
     NotFoundError,
+    NotLoggedInError,
     account_suspended,
     address_not_allowed,
 )
@@ -217,6 +218,8 @@ async def _mint(
     key = new(control)
     async with control.db.transaction() as tx:
         await quotas.check_room(control, tx, account, "keys")
+        if member is not None and await tx.members.get(account, member) is None:
+            raise NotLoggedInError("you are not a member of this account any more.")
         row = await store(control, tx, account, name, scopes, key, terms, member)
         await _record(control, tx, account, "key_created", row.id, by)
     control.changes.notify()
