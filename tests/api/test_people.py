@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from pillion.control import keys, logins
+from pillion.control import invites, keys, logins
 from pillion.control.passwords import Passwords
-from pillion.core.errors import NotLoggedInError
+from pillion.core.errors import InsufficientScopeError, NotLoggedInError
 from tests.api.people import PASSWORD, Browser, browser, invited, join
 from tests.api.site import Site, found, refused
 
@@ -200,6 +201,33 @@ class TestMembers:
         found(await owner.ask("DELETE", f"/v1/members/{who.member}"))
         with pytest.raises(NotLoggedInError):
             await keys.create(site.control, who, "", ["manage"])
+
+    @pytest.mark.parametrize("how", ["removed", "an owner no more"])
+    async def test_who_goes_comes_not_back_by_an_invite_of_their_own(
+        self, site: Site, owner: Browser, member: Browser, visitor: Browser, how: str
+    ) -> None:
+        who = await logins.enter(site.control, member.client.cookies["pillion_session"], "")
+        path = f"/v1/members/{who.member}"
+        found(await owner.ask("PATCH", path, {"role": "owner"}))
+        key = found(await member.post("/v1/keys", {"scopes": ["manage"]}))["key"]
+        body = {"email": "back@example.com", "role": "owner"}
+        made = [
+            found(await member.post("/v1/invites", body)),
+            found(
+                await site.nobody.post("/v1/invites", json=body, headers={"authorization": f"Bearer {key}"})
+            ),
+        ]
+        others = found(await owner.post("/v1/invites", {"email": "zoe@example.com"}))
+        found(
+            await owner.ask("DELETE", path)
+            if how == "removed"
+            else await owner.ask("PATCH", path, {"role": "member"})
+        )
+        for invite in made:
+            refused(await accept(visitor, invite["token"]), 404, "not_found")
+        with pytest.raises((NotLoggedInError, InsufficientScopeError)):
+            await invites.create(site.control, replace(who, role="owner"), "back@example.com", "owner")
+        found(await accept(visitor, others["token"]))
 
     async def test_a_member_may_leave(self, owner: Browser, member: Browser) -> None:
         found(await member.ask("DELETE", "/v1/members/me"))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pillion.control import logins, members, quotas
 from pillion.control.context import Control
 from pillion.control.keys import Principal
 from pillion.control.people_views import InviteView, invite_view
 from pillion.control.views import Deleted, Page
 from pillion.core import keys
-from pillion.core.errors import NotFoundError
+from pillion.core.errors import NotFoundError, NotLoggedInError
 from pillion.core.names import new_id
 from pillion.core.permissions import OF_MEMBERS, Role
 from pillion.store.rows import Invite, Member
@@ -119,6 +121,8 @@ async def _create(control: Control, who: Principal, account: str, email: str, ro
         if member is None:
             await quotas.check_room(control, tx, account, "members")
         await quotas.check_room(control, tx, account, "invites")
+        if account == who.account:
+            await _check_still(tx, who)
         row = await tx.invites.create(
             account,
             new_id("inv", control.choice),
@@ -132,6 +136,16 @@ async def _create(control: Control, who: Principal, account: str, email: str, ro
         )
         await _record(control, tx, account, "invite_created", row.id, who.key, email=email, role=row.role)
     return invite_view(row, token)
+
+
+async def _check_still(tx: Tx, who: Principal) -> None:
+    """Who was removed or owns no more while they asked makes no invite. The account is held."""
+    if who.member is None:
+        return
+    member = await tx.members.get(who.account, who.member)
+    if member is None:
+        raise NotLoggedInError("you are not a member of this account any more.")
+    replace(who, role=member.role).need("team")
 
 
 async def _record(

@@ -25,7 +25,10 @@ async def listing(control: Control, who: Principal) -> Page[MemberView]:
 async def update(
     control: Control, who: Principal, id: str, role: Role | None, name: str | None
 ) -> MemberView:
-    """Another role (by an owner), or another name (one's own, too). Raises `ConflictError` for the last owner."""
+    """Another role (by an owner), or another name (one's own, too). Invites of who owns no more are withdrawn.
+
+    Raises `ConflictError` for the last owner.
+    """
     async with control.db.transaction() as tx:
         await tx.accounts.lock(who.account)
         row = await _row(tx, who, id)
@@ -36,12 +39,13 @@ async def update(
         values = {k: v for k, v in (("role", role), ("name", name)) if v is not None}
         changed = (await tx.members.update(who.account, row.id, **values) if values else None) or row
         if role is not None and role != row.role:
-            await record(control, tx, who, "member_role_changed", row, role=role)
+            withdrawn = await _withdraw(tx, row) if role == "member" else []
+            await record(control, tx, who, "member_role_changed", row, role=role, invites_withdrawn=withdrawn)
     return member_view(changed)
 
 
 async def remove(control: Control, who: Principal, id: str) -> MemberView:
-    """By an owner, or by themselves. Their logins end, and the keys that they made are revoked.
+    """By an owner, or by themselves. Their logins end, what keys they made is revoked, what invites is withdrawn.
 
     Raises `ConflictError` for the last owner.
     """
@@ -52,8 +56,10 @@ async def remove(control: Control, who: Principal, id: str) -> MemberView:
             who.need("team")
         await _keep_an_owner(tx, row)
         revoked = await tx.keys.revoke_all(who.account, control.clock(), by=row.id)
+        withdrawn = await _withdraw(tx, row)
         await tx.members.delete(who.account, row.id)
-        await record(control, tx, who, "member_removed", row, keys_revoked=list(revoked))
+        told = {"keys_revoked": list(revoked), "invites_withdrawn": withdrawn}
+        await record(control, tx, who, "member_removed", row, **told)
     behind: list[str] = []
     if revoked:
         control.changes.notify()
@@ -97,6 +103,12 @@ async def _row(tx: Tx, who: Principal, id: str) -> Member:
     if row is None:
         raise NotFoundError(f"there is no member {id[:80]!r} in your account.")
     return row
+
+
+async def _withdraw(tx: Tx, row: Member) -> list[str]:
+    """The invites that they made, or their keys did: else they might come back as what they were."""
+    theirs = [key.id for key in await tx.keys.list(row.account_id) if key.created_by == row.id]
+    return list(await tx.invites.withdraw(row.account_id, [row.id, *theirs]))
 
 
 async def _keep_an_owner(tx: Tx, row: Member) -> None:

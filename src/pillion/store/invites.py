@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import sqlalchemy as sa
 
 from pillion.core.permissions import Role
@@ -58,6 +60,12 @@ class Invites:
         """False where there is none that waits."""
         statement = sa.delete(invites).where(owned(invites, account), invites.c.id == id)
         return await self._session.changed(statement.where(invites.c.accepted_at.is_(None)))
+
+    async def withdraw(self, account: str, by: Collection[str]) -> tuple[str, ...]:
+        """Those that wait and that any of these made; which they were."""
+        statement = sa.delete(invites).where(owned(invites, account), invites.c.accepted_at.is_(None))
+        statement = statement.where(invites.c.created_by.in_(by))
+        return tuple((await self._session.run(statement.returning(invites.c.id))).scalars())
 
     async def clear(self, account: str) -> None:
         await self._session.run(sa.delete(invites).where(owned(invites, account)))
