@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from msgspec.structs import replace
 
 from pillion.control import slices, usage
 from pillion.control.billing import Billing
 from pillion.core.budgets import Ask
 from pillion.core.errors import InsufficientBalanceError
-from pillion.core.usage import Report
+from pillion.core.usage import Mark, Report
 from pillion.store.database import Database
 from tests.control.ledger_world import DAY, HOUR, RATE, DiedError, Office
 from tests.control.test_ledger_machine import pool, tokens
+from tests.control.test_usage import used
 from tests.control.world import World
 from tests.postgres import Cluster, postgres
 
@@ -93,3 +95,19 @@ async def test_launches_and_slices_at_once_cannot_overspend(world: World) -> Non
         assert sum(taken) == wallet.held + wallet.leased <= 100 * RATE
         assert wallet.available >= wallet.leased
         assert 100 * RATE - sum(taken) < 24 * RATE
+
+
+async def test_reports_of_the_same_hours_at_once_wait_for_each_other(world: World) -> None:
+    """In whatever order their requests came: a database that finds them in each other's way ends one of them."""
+    async with world.control(run=False) as control:
+        who = await world.account(control)
+        keys = [f"k{n}" for n in range(1500)]
+
+        def report(spool: str, order: list[str]) -> Report:
+            return Report(
+                spool, 1, tuple(replace(used(n, who.account), key=key) for n, key in enumerate(order, 1))
+            )
+
+        reports = [report("a", keys), report("b", keys[::-1]), report("c", keys), report("d", keys[::-1])]
+        marks = await asyncio.gather(*(usage.take(control, one) for one in reports))
+        assert marks == [Mark(len(keys))] * len(reports)

@@ -52,7 +52,8 @@ class Intake:
             statement = self._session.insert(usage_hours)
             more = {name: usage_hours.c[name] + statement.excluded[name] for name in _SUMS}
             again = statement.on_conflict_do_update(index_elements=list(_KEY), set_=more)
-            await self._session.many(again, list(_hours(used, costs).values()))
+            hours = _hours(used, costs)  # in an order that other reports lock them in too
+            await self._session.many(again, [hours[key] for key in sorted(hours)])
         moved = sa.update(usage_spools).where(usage_spools.c.spool == spool)
         await self._session.run(moved.values(mark=mark, updated_at=now))
 
