@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec.structs import replace
 
-from pillion.control import slices, usage
+from pillion.control import slices, usage, usage_queries
 from pillion.control.billing import Billing
 from pillion.core.budgets import Ask
 from pillion.core.errors import InsufficientBalanceError
@@ -111,3 +111,18 @@ async def test_reports_of_the_same_hours_at_once_wait_for_each_other(world: Worl
         reports = [report("a", keys), report("b", keys[::-1]), report("c", keys), report("d", keys[::-1])]
         marks = await asyncio.gather(*(usage.take(control, one) for one in reports))
         assert marks == [Mark(len(keys))] * len(reports)
+
+
+async def test_no_event_comes_in_before_one_that_was_read(world: World) -> None:
+    async with world.control(run=False) as control:
+        who = await world.account(control)
+        fast = Report("fast", 1, tuple(replace(used(n, who.account), key="other") for n in (1, 2, 3)))
+        async with control.db.transaction() as tx:
+            await tx.intake.mark("slow", 0.0)
+            await tx.intake.add("slow", [used(1, who.account)], 1, 0.0)
+            taking = asyncio.create_task(usage.take(control, fast))
+            await asyncio.wait([taking], timeout=0.5)
+            first = await usage_queries.events(control, who, None, 2)
+        await taking
+        rest = await usage_queries.events(control, who, str(first.data[-1].id) if first.data else None, 10)
+    assert [event.key_id for event in (*first.data, *rest.data)].count("key") == 1

@@ -29,12 +29,12 @@ async def take(control: Control, report: Report) -> Mark:
             mark = fresh[-1].seq
             used = [told for told in fresh if isinstance(told, Used)]
             parts = await charges.parts(control, tx, used)
-            await tx.intake.add(report.spool, used, mark, now, [part.nanos if part else 0 for part in parts])
             await charges.owe(tx, report.spool, used, parts)
             for told in fresh:
                 if isinstance(told, Incident):
                     await _take(tx, told)
                     changed = True
+            await tx.intake.add(report.spool, used, mark, now, [part.nanos if part else 0 for part in parts])
     if changed:
         control.changes.notify()
     return Mark(mark)

@@ -14,6 +14,7 @@ from pillion.store.session import Session, owned
 from pillion.store.tables import usage_events, usage_hours, usage_spools
 
 HOUR_S = 3600
+IN_ORDER = 4820184  # the number of a lock of the database's, beside that of migrations
 Sums = list[UsageSum]
 Parts = list[tuple[str, str, bool, UsageSum]]
 Group = Literal["model", "adapter", "key", "day", "instance"]
@@ -46,14 +47,20 @@ class Intake:
     async def add(
         self, spool: str, used: Sequence[Used], mark: int, now: float, costs: Sequence[int] = ()
     ) -> None:
-        """Events that are not in yet, and the mark they bring the spool to. `costs`: of each, in 1e-9 of the currency."""
+        """Events that are not in yet, and the mark they bring the spool to. `costs`: of each, in 1e-9 of the currency.
+
+        To be the last that its transaction waits for: events get their ids one report after the other, so that who has
+        read some finds all others after them.
+        """
         if used:
-            await self._session.many(sa.insert(usage_events), [_row(spool, u) for u in used])
             statement = self._session.insert(usage_hours)
             more = {name: usage_hours.c[name] + statement.excluded[name] for name in _SUMS}
             again = statement.on_conflict_do_update(index_elements=list(_KEY), set_=more)
             hours = _hours(used, costs)  # in an order that other reports lock them in too
             await self._session.many(again, [hours[key] for key in sorted(hours)])
+            if self._session.dialect == "postgresql":  # SQLite has one writer at a time
+                await self._session.run(sa.select(sa.func.pg_advisory_xact_lock(IN_ORDER)))
+            await self._session.many(sa.insert(usage_events), [_row(spool, u) for u in used])
         moved = sa.update(usage_spools).where(usage_spools.c.spool == spool)
         await self._session.run(moved.values(mark=mark, updated_at=now))
 
