@@ -373,6 +373,18 @@ class TestSessions:
         statuses = [(await visitor.log_in(f"{n}@x.org")).status_code for n in range(21)]
         assert statuses == [401] * 20 + [429]
 
+    async def test_who_names_an_account_gets_in_however_many_they_are_in(
+        self, site: Site, visitor: Browser
+    ) -> None:
+        for number in range(logins.MAX_ACCOUNTS + 1):
+            site.world.clock.ahead += 1
+            path = "/v1/admin/accounts"
+            made = found(await site.admin.post(path, json={"name": f"n{number}"}))
+            invite = found(await site.admin.post(f"{path}/{made['id']}/invites", json={"email": "z@x.org"}))
+            found(await accept(visitor, invite["token"]))
+        session = found(await visitor.log_in("z@x.org", account=made["name"]))
+        assert session["account_id"] == made["id"]
+
     async def test_one_person_in_two_accounts_says_which(self, site: Site, visitor: Browser) -> None:
         for tenant in (site.a, site.b):
             await join(site, visitor, tenant, "z@x.org")

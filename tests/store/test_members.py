@@ -43,6 +43,8 @@ async def test_people_are_found_over_accounts_that_are_not_suspended(tx: Tx) -> 
     one, other = await member(tx), await member(tx, "acc_b")
     assert await tx.everyone.members_by_email("1@example.com", 9) == [one, other]
     assert await tx.everyone.members_by_subject("s1", 1) == [one]
+    assert await tx.everyone.members_by_email("1@example.com", 1, "acc_b") == [other]
+    assert await tx.everyone.members_by_subject("s1", 1, "acc_b") == [other]
     await tx.accounts.update("acc_a", suspended_at=NOW)
     assert await tx.everyone.members_by_email("1@example.com", 9) == [other]
 

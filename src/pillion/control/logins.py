@@ -53,10 +53,8 @@ async def with_password(
             await login_audit.refused(control, people, way, error)
         raise
     async with control.db.read() as tx:
-        people = await tx.everyone.members_by_email(email, MAX_ACCOUNTS)
+        people = await tx.everyone.members_by_email(email, MAX_ACCOUNTS, account)
         named = {m.id: await tx.accounts.get(m.account_id) for m in people}
-    if account is not None:
-        people = [m for m in people if (row := named[m.id]) and account in (row.id, row.name)]
     right = [m for m in people if await control.passwords.check(password, m.password)]
     if not people:
         await control.passwords.check(password, None)

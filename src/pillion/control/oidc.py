@@ -235,24 +235,19 @@ async def _member(
     control: Control, tx: Tx, provider: Provider, begun: Begun, claims: dict[str, Any]
 ) -> Member:
     subject = f"{provider.issuer} {claims['sub']}"
-    known = await tx.everyone.members_by_subject(subject, logins.MAX_ACCOUNTS)
     name = str(claims.get("name") or claims.get("email") or claims["sub"])[:100]
     if begun.invite is not None:
         invite = await invites.waiting(control, tx, begun.invite)
-        if any(m.account_id == invite.account_id and m.id != invite.member_id for m in known):
+        known = await tx.everyone.members_by_subject(subject, 1, invite.account_id)
+        if any(m.id != invite.member_id for m in known):
             raise NameTakenError("you are a member of this account already.")
         return await invites.joined(control, tx, invite, name, subject=subject)
-    if begun.account is not None:
-        known = [m for m in known if begun.account in await _names(tx, m)]
+    known = await tx.everyone.members_by_subject(subject, logins.MAX_ACCOUNTS, begun.account)
     if len(known) > 1:
-        which = ", ".join(sorted([(await _names(tx, m))[1] for m in known]))
+        rows = [await tx.accounts.get(m.account_id) for m in known]
+        which = ", ".join(sorted(row.name for row in rows if row is not None))
         raise AmbiguousRefError(f"you are in several accounts: {which}. Say which.", param="account")
     return known[0] if known else await _newcomer(control, tx, provider, subject, name, claims)
-
-
-async def _names(tx: Tx, member: Member) -> tuple[str, str]:
-    account = await tx.accounts.get(member.account_id)
-    return (account.id, account.name) if account is not None else ("", "")
 
 
 async def _newcomer(

@@ -75,12 +75,12 @@ class Everyone:
         """Those that are over."""
         await self._session.run(sa.delete(logins).where(logins.c.expires_at <= now))
 
-    async def members_by_email(self, email: str, limit: int) -> list[Member]:
-        """In accounts that are not suspended; the oldest first."""
-        return await self._people(members.c.email == email, limit)
+    async def members_by_email(self, email: str, limit: int, account: str | None = None) -> list[Member]:
+        """In accounts that are not suspended, or in the one of this name or id; the oldest first."""
+        return await self._people(members.c.email == email, limit, account)
 
-    async def members_by_subject(self, subject: str, limit: int) -> list[Member]:
-        return await self._people(members.c.subject == subject, limit)
+    async def members_by_subject(self, subject: str, limit: int, account: str | None = None) -> list[Member]:
+        return await self._people(members.c.subject == subject, limit, account)
 
     async def invite_by_digest(self, digest: str) -> Invite | None:
         """Accepted ones, and those that are over, too."""
@@ -299,9 +299,11 @@ class Everyone:
         key = ApiKey(**{name: row[name] for name in ApiKey.__struct_fields__})
         return Caller(key, row["suspended_at"] is not None, row["role"])
 
-    async def _people(self, which: sa.ColumnElement[bool], limit: int) -> list[Member]:
+    async def _people(self, which: sa.ColumnElement[bool], limit: int, account: str | None) -> list[Member]:
         statement = sa.select(members).join(accounts, accounts.c.id == members.c.account_id).where(which)
         statement = statement.where(accounts.c.suspended_at.is_(None))
+        if account is not None:
+            statement = statement.where((accounts.c.id == account) | (accounts.c.name == account))
         return await self._session.all(
             statement.order_by(members.c.created_at, members.c.id).limit(limit), Member
         )
