@@ -105,6 +105,16 @@ class TestTheWay:
         idp.person = {"sub": "u10", "email": "nia@x.org", "email_verified": True}
         refused(await come(visitor), 409, "name_taken")
 
+    async def test_who_names_an_account_they_are_not_in_joins_none(
+        self, site: Site, idp: IdentityProvider, visitor: Browser
+    ) -> None:
+        site.control.provider = Provider(idp.issuer, CLIENT, SECRET, account="b")
+        idp.person = {"sub": "u9", "email": "nia@x.org", "email_verified": True}
+        refused(await come(visitor, account="a"), 401, "invalid_login")
+        assert (await come(visitor, account="b")).status_code == 302
+        idp.person["email"] = "nia.new@x.org"  # the same person
+        refused(await come(visitor, account="a"), 401, "invalid_login")
+
     async def test_an_address_alone_binds_nobody(
         self, site: Site, idp: IdentityProvider, visitor: Browser
     ) -> None:

@@ -247,14 +247,25 @@ async def _member(
         rows = [await tx.accounts.get(m.account_id) for m in known]
         which = ", ".join(sorted(row.name for row in rows if row is not None))
         raise AmbiguousRefError(f"you are in several accounts: {which}. Say which.", param="account")
-    return known[0] if known else await _newcomer(control, tx, provider, subject, name, claims)
+    return known[0] if known else await _newcomer(control, tx, provider, begun.account, subject, name, claims)
 
 
 async def _newcomer(
-    control: Control, tx: Tx, provider: Provider, subject: str, name: str, claims: dict[str, Any]
+    control: Control,
+    tx: Tx,
+    provider: Provider,
+    named: str | None,
+    subject: str,
+    name: str,
+    claims: dict[str, Any],
 ) -> Member:
-    """A member of the account that newcomers join, by an address that the provider vouches for."""
+    """A member of the account that newcomers join, by an address that the provider vouches for.
+
+    Who `named` another account joins none.
+    """
     account = await tx.accounts.by_name(provider.account) if provider.account else None
+    if account is not None and named not in (None, account.id, account.name):
+        account = None
     if account is None or account.suspended_at is not None or claims.get("email_verified") is not True:
         raise InvalidLoginError("nobody here has invited you; ask an owner of your account for an invite.")
     await quotas.check_room(control, tx, account.id, "members")
