@@ -385,6 +385,18 @@ class TestSessions:
         session = found(await visitor.log_in("z@x.org", account=made["name"]))
         assert session["account_id"] == made["id"]
 
+    async def test_who_logs_in_without_an_address_is_held_up_by_no_other_client(
+        self, site: Site, visitor: Browser
+    ) -> None:
+        async def log_in(key: str, client: str) -> Any:
+            headers = {"x-forwarded-for": client}
+            return await visitor.ask("POST", "/v1/auth/login", {"api_key": key}, **headers)
+
+        statuses = [(await log_in("pil_guess", "192.0.2.1")).status_code for _ in range(21)]
+        assert statuses == [401] * 20 + [429]
+        key = found(await site.a.post("/v1/keys", {}))["key"]
+        found(await log_in(key, "192.0.2.2"))
+
     async def test_one_person_in_two_accounts_says_which(self, site: Site, visitor: Browser) -> None:
         for tenant in (site.a, site.b):
             await join(site, visitor, tenant, "z@x.org")

@@ -32,7 +32,7 @@ async def begin_login(
     next: Text = None,
 ) -> RedirectResponse:
     """On to the provider; with an `invite`'s token to become a member. In the end the browser goes to `next`."""
-    control.login_limits.take("", address)
+    control.login_limits.take(None, address)
     start = await oidc.begin(control, invite, account, next or "/")
     response = RedirectResponse(start.url, 302)
     set_cookie(control, request, response, BEGUN, start.cookie, oidc.BEGUN_S)

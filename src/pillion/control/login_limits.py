@@ -27,10 +27,13 @@ class LoginLimits:
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._news: dict[tuple[str, str], Bucket] = {}
 
-    def take(self, email: str, address: str) -> None:
-        """Counts a try. Raises `TooManyTriesError` where it is one too many, whether or not there is such a member."""
+    def take(self, email: str | None, address: str | None) -> None:
+        """Counts a try for each of the two that is not None. Raises `TooManyTriesError` where it is one too many, whether
+        or not there is such a member.
+        """
         now = self._clock()
-        keys = [("email", email), ("address", address)]
+        told = {"email": email, "address": address}
+        keys = [(name, value) for name, value in told.items() if value is not None]
         found = [_of(self._buckets, key, PER_MINUTE, now) for key in keys]
         for key, bucket in zip(keys, found, strict=True):
             if bucket.left(now) < 1:

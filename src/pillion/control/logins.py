@@ -70,7 +70,7 @@ async def with_password(
 
 async def with_key(control: Control, key: str, address: str) -> Opened:
     """What the key may do, as long as it is good."""
-    control.login_limits.take("", address)
+    control.login_limits.take(None, address)
     who = await authenticate(control, key, address)
     async with control.db.transaction() as tx:
         return await _open(control, tx, who, None, way_of(PATH, address))
@@ -124,7 +124,7 @@ async def change_password(control: Control, who: Principal, token: str, current:
         member = await tx.members.get(who.account, who.key)
     if member is None:
         raise InvalidRequestError("only a member who is logged in has a password.")
-    control.login_limits.take(member.email, "")
+    control.login_limits.take(member.email, None)
     if not await control.passwords.check(current, member.password):
         raise InvalidLoginError("the present password is another.")
     members.check_password(new, member.email, member.name)
