@@ -82,6 +82,14 @@ class TestErrors:
         )
         assert len(error["reasons"]) == 3
 
+    async def test_of_very_many_mistakes_the_first_are_named(self, site: Site) -> None:
+        """Also to who has no key: an answer must not be many times what was asked."""
+        body = dict.fromkeys(map(str, range(60_000)), 1)
+        answer = await site.nobody.post("/v1/auth/login", json=body)
+        reasons = refused(answer, 400, "invalid_request")["reasons"]
+        assert (len(reasons), reasons[-1]) == (51, "and 59950 more")
+        assert len(answer.content) < 10_000
+
     async def test_a_body_that_is_too_large(self, site: Site) -> None:
         headers = {"content-type": "application/json"}
         sent = 0

@@ -66,6 +66,7 @@ NOUNS = (
     oidc,
     metrics,
 )
+MAX_REASONS = 50  # a body may be wrong in very many ways
 STREAMED = re.compile(r"/v1/adapters/(upload|[^/]+/versions)")
 
 
@@ -81,7 +82,10 @@ async def _known(_: Request, error: Exception) -> Response:
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
-    reasons = tuple(_printable(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}") for e in found)
+    first = found[:MAX_REASONS]
+    reasons = tuple(_printable(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}") for e in first)
+    if len(found) > len(first):
+        reasons += (f"and {len(found) - len(first)} more",)
     where = () if found[0]["type"] == "json_invalid" else found[0]["loc"][1:]
     param = _printable(".".join(str(part) for part in where)) or None
     return error_response(InvalidRequestError("; ".join(reasons), param=param, reasons=reasons))
