@@ -166,7 +166,7 @@ async def test_it_streams_over_http(site: Site, monkeypatch: pytest.MonkeyPatch)
     async def good(*_: object) -> bool:
         return next(answers)
 
-    monkeypatch.setattr(events, "_good", good)
+    monkeypatch.setattr(events, "still_good", good)
     await put(site, "one")
     told = await site.a.get("/v1/events", params={"follow": True, "subject": "s"})
     assert told.headers["content-type"] == "application/x-ndjson"

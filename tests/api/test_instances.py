@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pillion.control import pools
+from pillion.control import instances, keys, pools
 from pillion.core.catalogue import Pool
 from tests.api.site import Site, found, refused
 from tests.api.site import site as made_site
@@ -125,6 +125,14 @@ class TestLogs:
         assert one.text.splitlines() == [f"{ids[0]} line {n}" for n in range(2)]
         refused(await site.a.get(path, params={"replica": "r1"}), 404, "not_found")
         refused(await site.a.get(path, params={"tail": -1}), 400, "invalid_request")
+
+    async def test_following_ends_with_the_key(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(instances, "LOOK_S", 0.0)
+        made = await site.running()
+        lines = await instances.logs(site.control, site.a.who, made["id"], None, 3, follow=True)
+        assert await anext(lines)
+        await keys.revoke(site.control, site.a.who, site.a.who.key)
+        assert [line async for line in lines] == []
 
 
 class TestAttach:

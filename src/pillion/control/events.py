@@ -72,6 +72,19 @@ def follow_all(
     return _follow(control, who, lookup.page_after(after), _all(wanted, account), _account_view)
 
 
+async def still_good(control: Control, tx: Tx, who: Principal) -> bool:
+    """Whether who began it would still be let in: by their account, as its member, with their key."""
+    account = await tx.accounts.get(who.account)
+    if account is None or account.suspended_at is not None:
+        return False
+    if who.member is not None and await tx.members.get(who.account, who.member) is None:
+        return False
+    key = await tx.keys.get(who.account, who.key)
+    if key is None:  # who came without one has none to lose
+        return True
+    return key.revoked_at is None and (key.expires_at is None or key.expires_at > control.clock())
+
+
 def _mine(who: Principal, wanted: Wanted) -> Read:
     async def read(tx: Tx, after: int, limit: int) -> list[Event]:
         return await tx.events.list(
@@ -111,7 +124,7 @@ async def _follow(
         while more:
             try:
                 async with control.db.read() as tx:
-                    if not await _good(control, tx, who):
+                    if not await still_good(control, tx, who):
                         return
                     rows = await read(tx, last, PAGE)
             except UnavailableError as error:
@@ -130,19 +143,6 @@ async def _follow(
             yield b"\n"
             quiet_since = asyncio.get_running_loop().time()
         await asyncio.sleep(FOLLOW_S)
-
-
-async def _good(control: Control, tx: Tx, who: Principal) -> bool:
-    """Whether who began it would still be let in: by their account, as its member, with their key."""
-    account = await tx.accounts.get(who.account)
-    if account is None or account.suspended_at is not None:
-        return False
-    if who.member is not None and await tx.members.get(who.account, who.member) is None:
-        return False
-    key = await tx.keys.get(who.account, who.key)
-    if key is None:  # who came without one has none to lose
-        return True
-    return key.revoked_at is None and (key.expires_at is None or key.expires_at > control.clock())
 
 
 def _view(event: Event) -> EventView:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +12,7 @@ import msgspec
 
 from pillion.control import billing, lookup, models, quotas
 from pillion.control.context import Control
-from pillion.control.events import Wanted
+from pillion.control.events import Wanted, still_good
 from pillion.control.keys import Principal
 from pillion.control.merge import merge
 from pillion.control.plan import spec_of
@@ -23,11 +25,13 @@ from pillion.control.views import (
     ResidentView,
 )
 from pillion.core import launch as rules
-from pillion.core.errors import InvalidRequestError, NotFoundError
+from pillion.core.errors import InvalidRequestError, NotFoundError, UnavailableError
 from pillion.core.launch import InstanceSpec
 from pillion.core.replica import LoraSpec, Replica, ReplicaStatus
 from pillion.store.rows import Instance
 from pillion.store.transaction import Tx
+
+LOOK_S = 1.0  # so long a log is followed before it is looked again who follows it
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,9 @@ async def stop(control: Control, who: Principal, id: int) -> InstanceView:
 async def logs(
     control: Control, who: Principal, id: int, replica: str | None, tail: int, follow: bool
 ) -> AsyncIterator[bytes]:
-    """The last `tail` lines of each replica, then, if asked, what comes; led by the replica's id where there are several."""
+    """The last `tail` lines of each replica, then, if asked, what comes for as long as the caller is let in; led by the
+    replica's id where there are several.
+    """
     async with control.db.read() as tx:
         await _own(tx, who, id)
     replicas = [r for r in control.controller.replicas_of(id) if replica in (None, r.id)]
@@ -173,7 +179,15 @@ async def logs(
     sources = [control.provisioners[r.region].logs(r.id, tail, follow=follow) for r in replicas]
 
     async def lines() -> AsyncIterator[bytes]:
+        now = asyncio.get_running_loop().time
+        looked_at = now()
         async for index, line in merge(sources):
+            if follow and now() - looked_at >= LOOK_S:
+                with suppress(UnavailableError):
+                    async with control.db.read() as tx:
+                        if not await still_good(control, tx, who):
+                            return
+                looked_at = now()
             prefix = f"{replicas[index].id} | " if named else ""
             yield f"{prefix}{line.rstrip()}\n".encode()
 
