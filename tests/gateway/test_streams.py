@@ -6,9 +6,11 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
+from pillion.core.usage import Mark, Report, Told, Used
 from tests.gateway.conftest import Town
 from tests.gateway.site import chunk, open_stream
 from tests.gateway.world import BASE
@@ -167,6 +169,40 @@ async def test_client_that_leaves_closes_upstream(town: Town) -> None:
     await answer.content.readuntil(b"\n\n")
     answer.close()
     await asyncio.wait_for(cancelled.wait(), 10)
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+async def test_who_leaves_a_stream_that_says_its_usage_at_the_end_has_used_what_came(
+    town: Town, path: str
+) -> None:
+    told: asyncio.Queue[Told] = asyncio.Queue()
+
+    async def control(request: web.Request) -> web.StreamResponse:
+        if request.path != "/internal/v1/usage":
+            return web.Response(status=503)
+        report = msgspec.msgpack.decode(await request.read(), type=Report)
+        for one in report.told:
+            told.put_nowait(one)
+        mark = Mark(report.told[-1].seq if report.told else 0)
+        return web.Response(body=msgspec.msgpack.encode(mark))
+
+    async def endless(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await open_stream(request)
+        for _ in range(9):
+            event = {"type": "response.output_text.delta", "delta": 'a "delta\n'}
+            await response.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+        await asyncio.Event().wait()
+        return response
+
+    town.site.control.public = control
+    town.a.behave = town.b.behave = endless
+    answer = await town.site.post(path, town.key, {"model": BASE, "input": "hi", "stream": True})
+    for _ in range(9):
+        await answer.content.readuntil(b"\n\n")
+    answer.close()
+    used = await asyncio.wait_for(told.get(), 10)
+    assert isinstance(used, Used)
+    assert (used.status, used.completion_tokens) == ("499", 9)
 
 
 async def test_a_thousand_streams_at_once(town: Town) -> None:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pillion.core.errors import PillionError
 from pillion.gateway import headers
+from pillion.gateway.body import USAGE_PATHS
 from pillion.gateway.echo import DONE, RESPONSE_DONE, Echo, EventEcho
 from pillion.gateway.faults import EngineError, Scrub, StreamBrokenError, error_event, parse_error
 from pillion.gateway.replies import RawFields, ReplyHead
@@ -86,7 +87,8 @@ def read_reply(head: ReplyHead, length: int | None, origin: Origin, limit: int) 
     if kind == b"encoded":
         raise EngineError("The engine compressed its answer, which it was told not to do.")
     if kind == b"text/event-stream":
-        return _Events(status, passed, origin, limit)
+        events = _Events if origin.path in USAGE_PATHS else _Deltas
+        return events(status, passed, origin, limit)
     if kind == b"application/json":
         return _Document(status, passed, origin.echo, limit)
     return _Bytes(status, passed, length)
@@ -177,6 +179,14 @@ class _Events(Reply):
 
     def failed(self, error: PillionError) -> bytes | None:
         return error_event(error)
+
+
+class _Deltas(_Events):
+    """One whose usage is said at its end only. Each of its deltas is a token or more: who leaves before has had those."""
+
+    def feed(self, data: bytes) -> bytes:
+        self.tokens.written += data.count(b"delta\n")  # as an `event:` line ends; in JSON no line does
+        return super().feed(data)
 
 
 class _Bytes(Reply):

@@ -32,12 +32,16 @@ class Wanted(Enum):
 
 
 class Tokens:
-    """Of one answer: `prompt`, `cached` and `completion` as last said by the engine, None where it said nothing."""
+    """Of one answer: `prompt`, `cached` and `completion` as last said by the engine, None where it said nothing.
 
-    __slots__ = ("_last",)
+    `written`: at least so many were, where that is seen before it is said.
+    """
+
+    __slots__ = ("_last", "written")
 
     def __init__(self) -> None:
         self._last: bytes | Usage | None = None
+        self.written = 0
 
     def document(self, text: bytes) -> None:
         """A whole JSON answer."""
@@ -103,12 +107,13 @@ class Tokens:
         """Prompt, cached, completion."""
         usage = self._read()
         if usage is None:
-            return None, None, None
+            return None, None, self.written or None
         details = usage.prompt_tokens_details or usage.input_tokens_details
+        said = _either(usage.completion_tokens, usage.output_tokens)
         return (
             _either(usage.prompt_tokens, usage.input_tokens),
             None if details is None else details.cached_tokens,
-            _either(usage.completion_tokens, usage.output_tokens),
+            said or self.written or said,
         )
 
     def _read(self) -> Usage | None:
