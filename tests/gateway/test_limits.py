@@ -7,7 +7,7 @@ import pytest
 from pillion.control.shares import LimitShares
 from pillion.core.errors import RateLimitError
 from pillion.core.snapshot import Key
-from pillion.core.usage import Demand, Shares
+from pillion.core.usage import Demand, Share, Shares, Taken
 from pillion.gateway.knowledge import Knowledge
 from pillion.gateway.limits import OPEN_AFTER_S, KeyLimits
 from pillion.gateway.metrics import Metrics
@@ -88,10 +88,45 @@ def test_three_gateways_share_one_limit_by_what_is_asked_of_them() -> None:
     assert 3 < answered["a"] / answered["b"] < 6
 
 
+@pytest.mark.parametrize(("count", "stay_s"), [(4, None), (3, 20), (8, 10)])
+def test_many_gateways_give_no_more_than_one_however_requests_move(count: int, stay_s: int | None) -> None:
+    """At once what each of them has, which is paid back: in the end, the limit."""
+    now, each = 0.0, 10
+    control = LimitShares(lambda: now)
+    gateways = {str(n): KeyLimits(0.0) for n in range(count)}
+    answered = 0
+    for second in range(600):
+        now = float(second)
+        here = set(gateways) if stay_s is None else {str(second // stay_s % count)}
+        for name, limits in gateways.items():
+            answered += served(limits, each, now) if name in here else 0
+            demand = limits.demand(name, now)
+            if demand.requests:
+                limits.shared(control.told(demand), now)
+        unseen = each * len(here)  # of a second in which they do not know of each other
+        assert answered <= 60 + second + unseen, second
+    assert answered >= 0.9 * 600
+
+
+def test_what_all_took_is_known_to_one_that_begins_and_outlives_control() -> None:
+    control = LimitShares(lambda: 0.0)
+    one, two = KeyLimits(0.0), KeyLimits(0.0)
+    assert served(one, 60, 0.0) == 60
+    one.shared(control.told(one.demand("one", 0.0)), 0.0)
+    control = LimitShares(lambda: 0.0)
+    served(one, 1, 0.0)
+    one.shared(control.told(one.demand("one", 0.0)), 0.0)
+    assert served(two, 1, 0.0) == 1
+    two.shared(control.told(two.demand("two", 0.0)), 0.0)
+    assert served(two, 1, 0.0) == served(one, 1, 0.0) == 0
+
+
 def test_control_away_leaves_the_share_for_a_while_and_then_the_limit_is_open() -> None:
     limits = KeyLimits(0.0)
     served(limits, 60, 0.0)
-    limits.shared(Shares({"key": 0.5}, {"key": 0.5}), 0.0)
+    limits.demand("g", 0.0)
+    half = {"key": Share(0.5, 0.0)}
+    limits.shared(Shares(half, half), 0.0)
     assert not limits.unheard(OPEN_AFTER_S - 1)
     assert served(limits, 100, 8.0) == 4
     assert limits.unheard(OPEN_AFTER_S + 1)
@@ -107,7 +142,8 @@ async def test_the_limit_is_open_while_control_is_away_however_seldom_it_is_aske
         async def demand(self, demand: Demand) -> Shares:
             if away[0]:
                 raise UntoldError
-            return Shares(dict.fromkeys(demand.requests, 0.5), dict.fromkeys(demand.tokens, 0.5))
+            half = Share(0.5, 0.0)
+            return Shares(dict.fromkeys(demand.requests, half), dict.fromkeys(demand.tokens, half))
 
     limits = KeyLimits(0.0)
     sharing = Sharing(Ledger(), limits, "g", lambda: now[0])  # type: ignore[arg-type]
@@ -131,7 +167,7 @@ async def test_the_limit_is_open_while_control_is_away_however_seldom_it_is_aske
 def test_what_is_idle_is_forgotten() -> None:
     limits = KeyLimits(0.0)
     served(limits, 1, 0.0)
-    assert limits.demand("g", 1.0).requests == {"key": 1}
+    assert limits.demand("g", 1.0).requests == {"key": Taken(1, 1, 60, 60)}
     limits.demand("g", 1000.0)
     assert limits._buckets == {}
 

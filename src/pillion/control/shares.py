@@ -1,12 +1,12 @@
-"""Each gateway's share of the limits of keys, by what was asked of it lately."""
+"""Each gateway's share of the limits of keys, by what was asked of it lately, and what all have taken of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Literal
 
-from pillion.core.limits import shares
-from pillion.core.usage import Demand, Shares
+from pillion.core.limits import Bucket, shares
+from pillion.core.usage import Demand, Share, Shares, Taken
 
 MEMORY = 0.7  # of the demand before, at each report
 FORGOTTEN_S = 10.0
@@ -14,28 +14,59 @@ FORGOTTEN_S = 10.0
 Kind = Literal["requests", "tokens"]
 
 
+class _Limit:
+    """Of one key. `demand`: by gateway, and when it was told."""
+
+    def __init__(self, first: Taken, now: float) -> None:
+        self.bucket = Bucket(first.limit, now)
+        self.bucket.level(first.left + first.taken)
+        self.demand: dict[str, tuple[float, float]] = {}
+
+    def told(self, gateway: str, told: Taken, now: float) -> None:
+        before, _ = self.demand.get(gateway, (0.0, now))
+        self.demand[gateway] = (MEMORY * before + (1 - MEMORY) * told.asked, now)
+        self.bucket.left(now)
+        self.bucket.take(told.taken)
+
+    def share(self, gateway: str, now: float) -> Share | None:
+        """None where it asked for nothing of late."""
+        for other in [g for g, (_, at) in self.demand.items() if now - at > FORGOTTEN_S]:
+            del self.demand[other]
+        if gateway not in self.demand:
+            return None
+        parts = shares({g: amount for g, (amount, _) in self.demand.items()})
+        return Share(parts[gateway], self.bucket.left(now))
+
+    def idle(self, now: float) -> bool:
+        return not self.demand and self.bucket.left(now) >= self.bucket.limit
+
+
 class LimitShares:
-    """What gateways said last. In memory: after a restart gateways say it again within a second."""
+    """What gateways said. In memory: after a restart they say again within a second what is left, as far as they know."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._demand: dict[tuple[Kind, str], dict[str, tuple[float, float]]] = {}
+        self._limits: dict[tuple[Kind, str], _Limit] = {}
 
     def told(self, demand: Demand) -> Shares:
         """Takes a gateway's demand; its shares of all keys that it has asked for lately."""
         now = self._clock()
-        for kind, asked in (("requests", demand.requests), ("tokens", demand.tokens)):
-            for key, amount in asked.items():
-                by = self._demand.setdefault((kind, key), {})  # type: ignore[arg-type]
-                before, _ = by.get(demand.gateway, (0.0, now))
-                by[demand.gateway] = (MEMORY * before + (1 - MEMORY) * amount, now)
         found = Shares({}, {})
-        for (kind, key), by in list(self._demand.items()):
-            for gateway in [g for g, (_, at) in by.items() if now - at > FORGOTTEN_S]:
-                del by[gateway]
-            if not by:
-                del self._demand[kind, key]
-            elif demand.gateway in by:
-                part = shares({gateway: amount for gateway, (amount, _) in by.items()})
-                getattr(found, kind)[key] = part[demand.gateway]
+        kinds: tuple[tuple[Kind, dict[str, Taken], dict[str, Share]], ...] = (
+            ("requests", demand.requests, found.requests),
+            ("tokens", demand.tokens, found.tokens),
+        )
+        for kind, by_key, _ in kinds:
+            for key, told in by_key.items():
+                limit = self._limits.get((kind, key))
+                if limit is None or limit.bucket.limit != told.limit:
+                    limit = self._limits[kind, key] = _Limit(told, now)
+                limit.told(demand.gateway, told, now)
+        given = {kind: given for kind, _, given in kinds}
+        for (kind, key), limit in list(self._limits.items()):
+            share = limit.share(demand.gateway, now)
+            if share is not None:
+                given[kind][key] = share
+            elif limit.idle(now):
+                del self._limits[kind, key]
         return found

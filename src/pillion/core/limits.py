@@ -50,3 +50,7 @@ class Bucket:
         self.left(now)
         self.rate = self.limit * part / 60
         self._left = min(self._left, self.rate * 60)
+
+    def level(self, left: float) -> None:
+        """So much is left now."""
+        self._left = left

@@ -73,16 +73,36 @@ class Mark(msgspec.Struct, frozen=True):
     mark: int
 
 
+class Taken(msgspec.Struct, frozen=True):
+    """Of one `limit` (per minute) of a key, at one gateway: what was `asked` of it and what `taken` since it was last told,
+    and what is `left` there.
+    """
+
+    asked: float
+    taken: float
+    limit: int
+    left: float
+
+
 class Demand(msgspec.Struct, frozen=True):
-    """Requests and tokens by key that a gateway saw in the last interval, of keys that are limited."""
+    """Requests and tokens by key, of keys that are limited and were used at a gateway since it last told."""
 
     gateway: str
-    requests: dict[str, float]
-    tokens: dict[str, float]
+    requests: dict[str, Taken]
+    tokens: dict[str, Taken]
+
+
+class Share(msgspec.Struct, frozen=True):
+    """The `part` of a limit that is a gateway's, in (0, 1], and what is `left` of the whole: below 0 where all together
+    took more.
+    """
+
+    part: float
+    left: float
 
 
 class Shares(msgspec.Struct, frozen=True):
-    """The part of each key's limits that is this gateway's, in (0, 1]."""
+    """One gateway's, by key."""
 
-    requests: dict[str, float]
-    tokens: dict[str, float]
+    requests: dict[str, Share]
+    tokens: dict[str, Share]

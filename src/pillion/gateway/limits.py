@@ -8,7 +8,7 @@ from math import ceil
 from pillion.core.errors import PillionError, RateLimitError
 from pillion.core.limits import Bucket
 from pillion.core.snapshot import Key
-from pillion.core.usage import Demand, Shares
+from pillion.core.usage import Demand, Share, Shares, Taken
 from pillion.gateway.accounting import RateLimits
 from pillion.gateway.http import Fields
 
@@ -17,13 +17,13 @@ IDLE_S = 120.0
 
 
 class _Buckets:
-    __slots__ = ("asked", "key", "requests", "spent", "tokens", "used_at")
+    __slots__ = ("asked", "key", "requests", "spent", "taken", "tokens", "used_at")
 
     def __init__(self, key: Key, now: float) -> None:
         self.key = key
         self.requests = None if key.requests_per_minute is None else Bucket(key.requests_per_minute, now)
         self.tokens = None if key.tokens_per_minute is None else Bucket(key.tokens_per_minute, now)
-        self.asked = self.spent = 0.0
+        self.asked = self.taken = self.spent = 0.0
         self.used_at = now
 
     def fit(self, key: Key) -> bool:
@@ -65,6 +65,7 @@ class KeyLimits(RateLimits):
             return self._reached(key, "requests", requests, now)
         if tokens is not None and tokens.left(now) < 1.0:
             return self._reached(key, "tokens", tokens, now)
+        own.taken += 1.0
         if requests is not None:
             requests.take(1.0)
         return None
@@ -93,24 +94,27 @@ class KeyLimits(RateLimits):
         return text.encode()
 
     def demand(self, gateway: str, now: float) -> Demand:
-        """What was asked since the last time; what is idle is forgotten."""
+        """What was asked and taken since the last time; what is idle is forgotten."""
         found = Demand(gateway, {}, {})
         for key, own in list(self._buckets.items()):
             if own.asked or own.spent:
-                found.requests[key], found.tokens[key] = own.asked, own.spent
-                own.asked = own.spent = 0.0
+                if own.requests is not None:
+                    found.requests[key] = _told(own.asked, own.taken, own.requests, now)
+                if own.tokens is not None:
+                    found.tokens[key] = _told(own.spent, own.spent, own.tokens, now)
+                own.asked = own.taken = own.spent = 0.0
             elif now - own.used_at > IDLE_S and own.full(now):
                 del self._buckets[key]
         return found
 
     def shared(self, shares: Shares, now: float) -> None:
-        """Control has spoken."""
+        """Control has spoken. Of what it does not speak nothing was used of late, here or since then."""
         self._heard_at = now
         for key, own in self._buckets.items():
             if own.requests is not None:
-                own.requests.share(shares.requests.get(key, 1.0), now)
+                _take(own.requests, shares.requests.get(key), own.taken, now)
             if own.tokens is not None:
-                own.tokens.share(shares.tokens.get(key, 1.0), now)
+                _take(own.tokens, shares.tokens.get(key), own.spent, now)
 
     def rested(self, now: float) -> None:
         """Nothing was asked that is limited, so there was nothing to hear."""
@@ -139,6 +143,20 @@ class KeyLimits(RateLimits):
             own = self._buckets[key.id] = _Buckets(key, now)
         own.used_at = now
         return own
+
+
+def _told(asked: float, taken: float, bucket: Bucket, now: float) -> Taken:
+    return Taken(asked, taken, bucket.limit, bucket.left(now))
+
+
+def _take(bucket: Bucket, share: Share | None, since: float, now: float) -> None:
+    """`since`: taken since control was told."""
+    if share is None:
+        bucket.share(1.0, now)
+        return
+    bucket.share(share.part, now)
+    whole = share.left if share.left > 0.0 else share.left * share.part  # what is owed is owed by all
+    bucket.level(min(bucket.left(now), whole - since))
 
 
 def _lines(name: str, bucket: Bucket, now: float) -> str:
