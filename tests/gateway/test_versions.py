@@ -54,6 +54,25 @@ def test_a_canary_that_is_nowhere_leaves_all_to_the_live_version() -> None:
     assert set(versions_routed(with_canary(1.0), old, resting).values()) == {3}
 
 
+async def test_a_canary_that_kills_is_found_out(town: Town) -> None:
+    """And goes no further: the live version answers from then on."""
+
+    async def deadly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return await (die if body["model"] == NEW.engine_name else chat)(request, body)
+
+    town.a.behave = town.b.behave = deadly
+    replicas = [
+        make_replica(n, OLD, NEW, url=e.url) for n, e in (("a", town.a), ("b", town.b), ("c", town.a))
+    ]
+    await town.publish(town.entry, with_canary(1.0), make_instance(1, *replicas))
+    for _ in range(10):
+        status, headers, _ = await town.site.chat(town.key, "ft1:1")
+        assert (status, headers["x-pillion-adapter-version"]) == (200, "3")
+    asked = Counter(body["model"] for _, body in (*town.a.asked, *town.b.asked))
+    assert asked[OLD.engine_name] == 10
+    assert 2 <= asked[NEW.engine_name] <= 4, "a connection that was kept may have ended for its age"
+
+
 def test_a_canary_is_not_loaded_for_a_request() -> None:
     able = make_replica("a", OLD, agent_url="http://agent", load_key="load")
     adapter = with_canary(1.0, permit=b"permit", rank=8)

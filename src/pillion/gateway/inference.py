@@ -79,11 +79,11 @@ class Inference:
             if isinstance(asker, InferenceExchange):
                 yield asker
 
-    def quarantine(self, key: Key, route: Route, request_id: str) -> None:
-        """Two replicas died holding a request for this adapter."""
+    def quarantine(self, key: Key, route: Route, requests: str) -> None:
+        """Two replicas died holding a request for this adapter, or two."""
         if route.adapter is None:
             return
         self.plans.quarantine(route.adapter)
         self.metrics.quarantined()
-        self.meter.incident(QUARANTINED, key, route, f"Two replicas died holding {request_id}.")
-        log.warning("adapter quarantined", adapter=route.adapter.id, request_id=request_id)
+        self.meter.incident(QUARANTINED, key, route, f"Two replicas died holding {requests}.")
+        log.warning("adapter quarantined", adapter=route.adapter.id, requests=requests)

@@ -37,6 +37,7 @@ class Placing:
         "_account",
         "_cold_until",
         "_fare",
+        "_has_canary",
         "_held",
         "_in",
         "_key",
@@ -69,6 +70,7 @@ class Placing:
         self._tally = tally
         self._tries = Tries(inference.budget)
         self.plan: Plan | None = None
+        self._has_canary = False
         self._held: str | None = None
         self._fare: Fare | None = None
         self._turn: Turn | None = None
@@ -79,10 +81,12 @@ class Placing:
         """Asks the best replica there is. Raises `PillionError`."""
         shared, tries = self._in, self._tries
         route = shared.cold.route(self._resolved())
+        live = route
         if tries.reason is not None:
             tries.ask_for(route.upstream_name)
         elif route.canary is not None:  # what has to move goes to the live version
             route = shared.plans.version(route, shared.random())
+        self._has_canary = route is not live
         candidate = self._best(route)
         if candidate.instance.account is None:
             allowed = self._on_pool(route, candidate)
@@ -132,6 +136,8 @@ class Placing:
         replica = self._let_go()
         if not reused:
             self._failed(replica, "lost")
+            if self._has_canary:
+                self._suspect(replica)
         try:
             self._tries.lost(replica, reused=reused)
         except PillionError as error:
@@ -206,6 +212,15 @@ class Placing:
             then(what)
         except Exception:
             request.crashed()
+
+    def _suspect(self, replica: str) -> None:
+        """Of a canary: as its request moves to the live version, no two replicas die with one; they do with two."""
+        plan, request = self.plan, self._tally.request_id
+        if plan is None or plan.route.adapter is None:
+            return
+        before = self._in.plans.suspect(plan.route.adapter, replica, request)
+        if before is not None:
+            self._in.quarantine(self._key, plan.route, f"{before} and {request}")
 
     def _fail(self, error: PillionError) -> None:
         if self._request is not None:

@@ -95,6 +95,7 @@ class Plans:
         self._plans: dict[tuple[int, int, str], Plan] = {}
         self._resolved = Resolved()
         self._quarantined: dict[str, float] = {}
+        self._suspects: dict[str, tuple[str, str, float]] = {}
 
     def resolve(self, account: str, model: str, ref: str | None) -> Route:
         """`Routes.resolve` of the newest snapshot: the identical route as long as nothing about it changes."""
@@ -123,6 +124,16 @@ class Plans:
         now = self._clock()
         self._quarantined = {name: until for name, until in self._quarantined.items() if until > now}
         self._quarantined[_bytes_of(adapter)] = now + self._quarantine_s
+
+    def suspect(self, adapter: Adapter, replica: str, request_id: str) -> str | None:
+        """This replica died holding that request for it. Which request another did so with of late."""
+        name, now = _bytes_of(adapter), self._clock()
+        self._suspects = {other: seen for other, seen in self._suspects.items() if seen[2] > now}
+        before = self._suspects.get(name)
+        if before is not None and before[0] != replica:
+            return before[1]
+        self._suspects[name] = replica, request_id, now + self._quarantine_s
+        return None
 
     def _check_quarantine(self, adapter: Adapter, now: float) -> None:
         left = self._left(adapter, now)
