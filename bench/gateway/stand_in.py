@@ -19,9 +19,10 @@ import msgspec
 import uvloop
 from aiohttp import web
 
+from pillion.control.shares import LimitShares
 from pillion.core import keys, names, snapshot
 from pillion.core.snapshot import Adapter, Instance, Key, Model, Replica, Snapshot
-from pillion.core.usage import Demand, Mark, Report, Shares
+from pillion.core.usage import Demand, Mark, Report
 
 TOKEN = "bench-internal-token"
 BASE = "bench-base"
@@ -108,6 +109,7 @@ def app(data: bytes, version: int) -> web.Application:
         return web.Response(status=204)
 
     marks: dict[str, int] = {}
+    shares = LimitShares(time.time)
 
     async def usage(request: web.Request) -> web.Response:
         report = msgspec.msgpack.decode(await request.read(), type=Report)
@@ -117,8 +119,9 @@ def app(data: bytes, version: int) -> web.Application:
 
     async def limits(request: web.Request) -> web.Response:
         demand = msgspec.msgpack.decode(await request.read(), type=Demand)
-        shares = Shares(dict.fromkeys(demand.requests, 1.0), dict.fromkeys(demand.tokens, 1.0))
-        return web.Response(body=msgspec.msgpack.encode(shares), content_type="application/msgpack")
+        return web.Response(
+            body=msgspec.msgpack.encode(shares.told(demand)), content_type="application/msgpack"
+        )
 
     async def taken(_: web.Request) -> web.Response:
         return web.json_response(marks)
