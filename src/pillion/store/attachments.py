@@ -94,9 +94,8 @@ class Attachments:
         await self._check_room(before.instance_id, capacity, now, need, but=id)
         over = attachments.c.expires_at <= now  # agents may have let go of it already
         anew = attachments.c.state.in_(("failed", "registered", "detaching")) | sa.func.coalesce(over, False)
-        short = (
-            attachments.c.ready < attachments.c.wanted
-        )  # made room on some replicas, and is wanted on all again
+        # It made room on some replicas, and is wanted on all again.
+        short = attachments.c.ready < attachments.c.wanted
         values = {
             "hold": hold,
             "pinned": pinned,
