@@ -91,10 +91,7 @@ class InferenceExchange(Exchange, Asker):
     def client_full(self, full: bool) -> None:
         self._choked = full
         if self._upstream is not None:
-            if full:
-                self._upstream.pause()
-            else:
-                self._upstream.resume()
+            self._upstream.choke(full)
 
     # What upstream calls
 
@@ -202,7 +199,7 @@ class InferenceExchange(Exchange, Asker):
             fields = headers.to_engine_traced(self._head, self._engine_id, len(body), carried)
         connection.send(self, plan.prefix + fields + body)
         if self._choked:
-            connection.pause()
+            connection.choke(True)
 
     def fail(self, error: PillionError) -> None:
         plan = self._placing.plan

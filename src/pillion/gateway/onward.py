@@ -71,10 +71,7 @@ class Passage(Exchange, Asker):
     def client_full(self, full: bool) -> None:
         self._client_is_full = full
         if self._upstream is not None:
-            if full:
-                self._upstream.pause()
-            else:
-                self._upstream.resume()
+            self._upstream.choke(full)
 
     # What upstream calls
 
@@ -89,7 +86,7 @@ class Passage(Exchange, Asker):
         bodiless = self._length == 0
         connection.send(self, data, whole=bodiless, head_only=head.method == "HEAD")
         if self._client_is_full:
-            connection.pause()
+            connection.choke(True)
         if not bodiless and not expect:
             self._client.proceed()
             self._flow()

@@ -119,14 +119,14 @@ class Outbound(asyncio.Protocol):
         if data:
             self._pool.outbox.write(self._transport, data)
 
-    def pause(self) -> None:
-        if not self._transport.is_closing():
-            self._paused = True
+    def choke(self, full: bool) -> None:
+        """Nothing more is read while the one whom the answer is for is full."""
+        if self._transport.is_closing():
+            return
+        self._paused = full
+        if full:
             self._transport.pause_reading()
-
-    def resume(self) -> None:
-        if not self._transport.is_closing():
-            self._paused = False
+        else:
             self._transport.resume_reading()
 
     def abort(self) -> None:
@@ -282,7 +282,7 @@ class Outbound(asyncio.Protocol):
             self.reused = True
             self._reset()
             if self._paused:  # the client was full with the last bytes; who asks next does not wait for it
-                self.resume()
+                self.choke(False)
             self._pool.give(self)
         else:
             self._pool.outbox.close(self._transport)

@@ -301,20 +301,18 @@ class Placing:
         try:
             if refusal is not None:
                 raise refusal
-            if self._stands(plan):
-                self._reach(plan)
-            else:
-                self._let_go()
-                self.place()
+            self._go_on(plan, self._reach)
         except PillionError as error:
             self._fail(error)
 
-    def _stands(self, plan: Plan) -> bool:
-        """Whether what it waited for is still to be asked: it may have ended, or another version may be live by now."""
+    def _go_on(self, plan: Plan, then: Callable[[Plan], None]) -> None:
+        """If what it waited for is still to be asked: it may have ended, or another version may be live by now."""
         route, name = self._resolved(), plan.route.upstream_name
-        return name == route.upstream_name or (
-            route.canary is not None and name == route.canary.upstream_name
-        )
+        if name == route.upstream_name or (route.canary is not None and name == route.canary.upstream_name):
+            then(plan)
+        else:
+            self._let_go()
+            self.place()
 
     def _reach(self, plan: Plan) -> None:
         request = self._request
@@ -343,11 +341,7 @@ class Placing:
                 return
             if asked.outcome is Outcome.LOADED:
                 self._tally.loaded()
-            if self._stands(plan):
-                self._connect(plan)
-            else:
-                self._let_go()
-                self.place()
+            self._go_on(plan, self._connect)
         except PillionError as error:
             self._fail(error)
 
