@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from pillion.control import logins, members, quotas
 from pillion.control.context import Control
-from pillion.control.keys import Principal
+from pillion.control.keys import Principal, still_member
 from pillion.control.people_views import InviteView, invite_view
 from pillion.control.views import Deleted, Page
 from pillion.core import keys
-from pillion.core.errors import NotFoundError, NotLoggedInError
+from pillion.core.errors import NotFoundError
 from pillion.core.names import new_id
 from pillion.core.permissions import OF_MEMBERS, Role
 from pillion.store.rows import Invite, Member
@@ -142,9 +142,7 @@ async def _check_still(tx: Tx, who: Principal) -> None:
     """Who was removed or owns no more while they asked makes no invite. The account is held."""
     if who.member is None:
         return
-    member = await tx.members.get(who.account, who.member)
-    if member is None:
-        raise NotLoggedInError("you are not a member of this account any more.")
+    member = await still_member(tx, who.account, who.member)
     replace(who, role=member.role).need("team")
 
 

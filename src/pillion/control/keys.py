@@ -21,7 +21,7 @@ from pillion.core.errors import (
 )
 from pillion.core.names import new_id
 from pillion.core.permissions import Action, Role, may, may_give, refusal
-from pillion.store.rows import ApiKey, Caller
+from pillion.store.rows import ApiKey, Caller, Member
 from pillion.store.transaction import Tx
 
 
@@ -218,12 +218,20 @@ async def _mint(
     key = new(control)
     async with control.db.transaction() as tx:
         await quotas.check_room(control, tx, account, "keys")
-        if member is not None and await tx.members.get(account, member) is None:
-            raise NotLoggedInError("you are not a member of this account any more.")
+        if member is not None:
+            await still_member(tx, account, member)
         row = await store(control, tx, account, name, scopes, key, terms, member)
         await _record(control, tx, account, "key_created", row.id, by)
     control.changes.notify()
     return replace(view(row, key.text), unacknowledged=await control.controller.published())
+
+
+async def still_member(tx: Tx, account: str, id: str) -> Member:
+    """Who asks, where they were not removed while they did. The account is held. Raises `NotLoggedInError`."""
+    member = await tx.members.get(account, id)
+    if member is None:
+        raise NotLoggedInError("you are not a member of this account any more.")
+    return member
 
 
 async def _row(tx: Tx, who: Principal, id: str) -> ApiKey:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
 
 from pillion.core.limits import Bucket, shares
 from pillion.core.usage import Demand, Share, Shares, Taken
 
 MEMORY = 0.7  # of the demand before, at each report
 FORGOTTEN_S = 10.0
-
-Kind = Literal["requests", "tokens"]
 
 
 class _Limit:
@@ -46,27 +43,32 @@ class LimitShares:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._limits: dict[tuple[Kind, str], _Limit] = {}
+        self._requests: dict[str, _Limit] = {}
+        self._tokens: dict[str, _Limit] = {}
 
     def told(self, demand: Demand) -> Shares:
         """Takes a gateway's demand; its shares of all keys that it has asked for lately."""
-        now = self._clock()
-        found = Shares({}, {})
-        kinds: tuple[tuple[Kind, dict[str, Taken], dict[str, Share]], ...] = (
-            ("requests", demand.requests, found.requests),
-            ("tokens", demand.tokens, found.tokens),
+        gateway, now = demand.gateway, self._clock()
+        return Shares(
+            _told(self._requests, demand.requests, gateway, now),
+            _told(self._tokens, demand.tokens, gateway, now),
         )
-        for kind, by_key, _ in kinds:
-            for key, told in by_key.items():
-                limit = self._limits.get((kind, key))
-                if limit is None or limit.bucket.limit != told.limit:
-                    limit = self._limits[kind, key] = _Limit(told, now)
-                limit.told(demand.gateway, told, now)
-        given = {kind: given for kind, _, given in kinds}
-        for (kind, key), limit in list(self._limits.items()):
-            share = limit.share(demand.gateway, now)
-            if share is not None:
-                given[kind][key] = share
-            elif limit.idle(now):
-                del self._limits[kind, key]
-        return found
+
+
+def _told(
+    limits: dict[str, _Limit], demand: Mapping[str, Taken], gateway: str, now: float
+) -> dict[str, Share]:
+    """By key; of one kind."""
+    for key, told in demand.items():
+        limit = limits.get(key)
+        if limit is None or limit.bucket.limit != told.limit:
+            limit = limits[key] = _Limit(told, now)
+        limit.told(gateway, told, now)
+    found = {}
+    for key, limit in list(limits.items()):
+        share = limit.share(gateway, now)
+        if share is not None:
+            found[key] = share
+        elif limit.idle(now):
+            del limits[key]
+    return found
