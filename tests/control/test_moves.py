@@ -38,6 +38,19 @@ def agent_of(world: World, instance: int) -> FakeAgent:
     return found
 
 
+async def on_its_way(world: World, control: Control, who: Principal) -> tuple[Adapter, int, int]:
+    """As `attached`, and it is being moved: the target loads it once it `goes_on`."""
+    adapter, source, target = await attached(world, control, who)
+    agent_of(world, target).hold = True
+    await moves.move(control, who, adapter.id, source, target)
+    return adapter, source, target
+
+
+def goes_on(world: World, instance: int) -> None:
+    agent_of(world, instance).hold = False
+    agent_of(world, instance).converge()
+
+
 async def kinds(control: Control, who: Principal, adapter: Adapter) -> list[str]:
     async with control.db.read() as tx:
         return [e.kind for e in await tx.events.list(who.account, subject=f"adapter:{adapter.id}")]
@@ -55,8 +68,7 @@ async def test_the_source_lets_go_only_when_the_target_serves(
     kept = await row(control, who, adapter, source)
     assert kept is not None
     assert kept.state == "ready"
-    agent_of(world, target).hold = False
-    agent_of(world, target).converge()
+    goes_on(world, target)
     await gone(control, who, adapter, source)
     (routed,) = (await world.snapshot(control)).adapters
     assert routed.instances == (target,)
@@ -105,9 +117,7 @@ async def test_another_control_ends_what_one_began(world: World, who: Principal)
 async def test_a_target_that_is_detached_meanwhile_leaves_the_source(
     world: World, control: Control, who: Principal
 ) -> None:
-    adapter, source, target = await attached(world, control, who)
-    agent_of(world, target).hold = True
-    await moves.move(control, who, adapter.id, source, target)
+    adapter, source, target = await on_its_way(world, control, who)
     agent_of(world, target).hold = False
     await attachments.detach(control, who, target, adapter.id, force=True)
     await gone(control, who, adapter, target)
@@ -123,8 +133,7 @@ async def test_a_target_that_is_stopped_meanwhile_leaves_the_source(
     await moves.move(control, who, adapter.id, source, target)
     await holds(control, lambda: agent_of(world, target).granted == {adapter.id})
     await instances.stop(control, who, target)
-    agent_of(world, target).hold = False
-    agent_of(world, target).converge()
+    goes_on(world, target)
     await ticks(control, 5)
     world.fleets["local"].deletes.set()
     await gone(control, who, adapter, target)
@@ -135,16 +144,13 @@ async def test_a_target_that_is_stopped_meanwhile_leaves_the_source(
 async def test_a_target_that_was_detached_and_is_loaded_again_leaves_the_source(
     world: World, control: Control, who: Principal
 ) -> None:
-    adapter, source, target = await attached(world, control, who)
-    agent_of(world, target).hold = True
-    await moves.move(control, who, adapter.id, source, target)
+    adapter, source, target = await on_its_way(world, control, who)
     async with control.db.transaction() as tx:  # as `attachments.detach` does, which would wait for its end
         there = await tx.attachments.find(who.account, adapter.row_id, target)
         assert there is not None
         await tx.attachments.mark_detaching(who.account, there.id)
     await loads.load(control, who, adapter.id, Load(backends=[target], wait=False))
-    agent_of(world, target).hold = False
-    agent_of(world, target).converge()
+    goes_on(world, target)
     await in_state(control, who, adapter, target, "ready")
     await ticks(control, 3)
     await in_state(control, who, adapter, source, "ready")
@@ -153,13 +159,10 @@ async def test_a_target_that_was_detached_and_is_loaded_again_leaves_the_source(
 async def test_a_source_that_was_detached_and_is_attached_again_stays(
     world: World, control: Control, who: Principal
 ) -> None:
-    adapter, source, target = await attached(world, control, who)
-    agent_of(world, target).hold = True
-    await moves.move(control, who, adapter.id, source, target)
+    adapter, source, target = await on_its_way(world, control, who)
     await attachments.detach(control, who, source, adapter.id, force=True)
     await attachments.attach(control, who, source, adapter.id)
-    agent_of(world, target).hold = False
-    agent_of(world, target).converge()
+    goes_on(world, target)
     await in_state(control, who, adapter, target, "ready")
     await ticks(control, 3)
     await in_state(control, who, adapter, source, "ready")
@@ -167,14 +170,11 @@ async def test_a_source_that_was_detached_and_is_attached_again_stays(
 
 async def test_what_is_on_its_way_is_not_moved_on(world: World, control: Control, who: Principal) -> None:
     """It would stay where it came from."""
-    adapter, source, target = await attached(world, control, who)
+    adapter, source, target = await on_its_way(world, control, who)
     third = await world.launched(control, who)
-    agent_of(world, target).hold = True
-    await moves.move(control, who, adapter.id, source, target)
     with pytest.raises(ConflictError, match="on its way"):
         await moves.move(control, who, adapter.id, target, third.id)
-    agent_of(world, target).hold = False
-    agent_of(world, target).converge()
+    goes_on(world, target)
     await gone(control, who, adapter, source)
     await moves.move(control, who, adapter.id, target, third.id)
     await gone(control, who, adapter, target)

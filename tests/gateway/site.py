@@ -181,6 +181,15 @@ class Site:
         return sum(map(float, values))
 
 
+async def at_rest(count: Callable[[], int]) -> None:
+    """Until this grows no more, whatever those who share this loop do next."""
+    before, rounds = count(), 0
+    while rounds < 500:
+        await asyncio.sleep(0)
+        rounds = rounds + 1 if count() == before else 0
+        before = count()
+
+
 @asynccontextmanager
 async def site(
     state_dir: Path,

@@ -20,7 +20,7 @@ from pillion.core.tiers import CAPS, Caps, Tier, Turns
 from pillion.gateway import server
 from pillion.gateway.fair import Fair, Turn
 from pillion.gateway.inference import Inference
-from tests.gateway.site import Control, Engine, Site, chat, fleet, listening, site
+from tests.gateway.site import Control, Engine, Site, at_rest, chat, fleet, listening, site
 from tests.gateway.world import OTHER, make_adapter, make_instance, make_key, make_replica, make_snapshot
 
 
@@ -472,7 +472,7 @@ async def test_a_turn_that_comes_as_its_request_leaves_for_another_replica_is_no
             made[0].fair._lines["a"]._late(turn)
         waits.silent()
         assert (await asyncio.wait_for(second, 10))[0] == 200
-        await asyncio.sleep(0.1)
+        await at_rest(lambda: len(other.asked))
         assert [body["messages"][0]["content"] for _, body in other.asked] == ["second"]
         assert here.gate.models == ["first"]
         first.cancel()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 
 from aiohttp import web
 
 from tests.gateway.conftest import Town
+from tests.gateway.site import at_rest
 
 
 async def test_who_takes_nothing_and_asks_for_more_is_not_kept_in_memory(town: Town) -> None:
@@ -33,17 +33,9 @@ async def test_who_takes_nothing_and_asks_for_more_is_not_kept_in_memory(town: T
         await loop.sock_connect(client, (host, int(port)))
         head = b"GET /v1/files/f/content?parts=%d HTTP/1.1\r\nhost: x\r\n\r\n"
         await loop.sock_sendall(client, head % 2 * 100 + head % 4000)
-        await settled(lambda: sent)
+        await at_rest(lambda: sent)
         assert sent < 100 * 2**20
         taken = 0
         async with asyncio.timeout(30):
             while taken < 4200 * 2**16:
                 taken += len(await loop.sock_recv(client, 2**16))
-
-
-async def settled(count: Callable[[], int]) -> None:
-    """Until it grows no more."""
-    before = -1
-    while count() != before:
-        before = count()
-        await asyncio.sleep(0.5)

@@ -290,12 +290,13 @@ async def test_a_container_of_which_no_replica_is_ready(town: Town) -> None:
 
 async def test_what_breaks_is_not_short_and_whole_to_an_old_client(town: Town) -> None:
     """To a client of HTTP/1.0, as some proxies are, the end of a connection is the end of an answer without a length."""
+    came = asyncio.Event()
 
     async def public(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b"first")
-        await asyncio.sleep(0.1)
+        await came.wait()
         assert request.transport is not None
         request.transport.abort()
         return response
@@ -305,6 +306,7 @@ async def test_what_breaks_is_not_short_and_whole_to_an_old_client(town: Town) -
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"GET /v1/files/f/content HTTP/1.0\r\nhost: x\r\n\r\n")
     assert (await reader.readuntil(b"first")).startswith(b"HTTP/1.1 200")
+    came.set()
     with pytest.raises(ConnectionResetError):
         await asyncio.wait_for(reader.read(), 10)
     writer.close()
